@@ -75,6 +75,6 @@ Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(newKeys())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newMan())
 	return root
 }

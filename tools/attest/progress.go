@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
+)
+
+// showProgress tells on w how far p is until the returned function is called: with a
+// bar, or with the lines "NN%" that BitBake turns into its own.
+func showProgress(kind, what string, w io.Writer, p *rootfs.Progress) (stop func(), err error) {
+	if kind == "auto" {
+		kind = "plain"
+		if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			kind = "bar"
+		}
+	}
+	var update func(end bool)
+	switch kind {
+	case "none":
+		return func() {}, nil
+	case "bar":
+		update = bar(what, w, p)
+	case "plain":
+		update = plain(what, w, p)
+	default:
+		return nil, fmt.Errorf("progress %q is unknown: use auto, bar, plain or none", kind)
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				update(false)
+			case <-done:
+				update(true)
+				return
+			}
+		}
+	}()
+	return func() { close(done); <-ended }, nil
+}
+
+// bar is for a person at a terminal.
+func bar(what string, w io.Writer, p *rootfs.Progress) func(bool) {
+	b := progressbar.NewOptions64(-1,
+		progressbar.OptionSetWriter(w),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionSetWidth(30),
+		progressbar.OptionClearOnFinish(),
+	)
+	return func(end bool) {
+		if total := p.TotalBytes.Load(); total > 0 && b.GetMax64() != total {
+			b.ChangeMax64(total)
+		}
+		b.Describe(fmt.Sprintf("%s %d/%d files", what, p.Files.Load(), p.TotalFiles.Load()))
+		b.Set64(min(p.Bytes.Load(), max(p.TotalBytes.Load(), 0)))
+		if end {
+			b.Finish()
+		}
+	}
+}
+
+// plainStep is how many percent are between two lines.
+const plainStep = 10
+
+// plain is for a log: few lines, none of them for a run that is over at once.
+func plain(what string, w io.Writer, p *rootfs.Progress) func(bool) {
+	next := int64(plainStep)
+	return func(end bool) {
+		total := p.TotalBytes.Load()
+		if total == 0 || end {
+			return
+		}
+		if percent := p.Bytes.Load() * 100 / total; percent >= next {
+			fmt.Fprintf(w, "%s: %d%% (%d of %d files)\n", what, percent, p.Files.Load(), p.TotalFiles.Load())
+			next = percent/plainStep*plainStep + plainStep
+		}
+	}
+}

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meta-attest/meta-attest/tools/internal/ima"
+	"github.com/meta-attest/meta-attest/tools/internal/keys"
+	"github.com/meta-attest/meta-attest/tools/internal/manifest"
+	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
+)
+
+// remoteJobs is how many signatures are asked for at once where each is a round trip.
+const remoteJobs = 32
+
+// signFlags are the flags of attest sign.
+type signFlags struct {
+	keyFlags
+	key, cert       string
+	evmKey, evmCert string
+	allowExpired    bool
+	hash            string
+	config          string
+	rules           []string
+	evm             bool
+	target          string
+	verity          bool
+	verityFlags     verityFlags
+	labels, output  string
+	manifest, name  string
+	jobs            int
+	dryRun, force   bool
+	clearSkipped    bool
+	progress        string
+	json, verbose   bool
+}
+
+func newSign() *cobra.Command {
+	var o signFlags
+	c := &cobra.Command{
+		Use:   "sign ROOTFS --key URI --cert FILE",
+		Short: "Sign every file of a root filesystem",
+		Long: `sign walks ROOTFS and writes a label into security.ima of every regular file:
+a signature, or what the first matching rule says. It ends with "signed N of M";
+anything but N = M is an error that names each file. Signing again writes nothing
+that is right already.
+
+Rules come from --rule and from the file of --config (attest.toml):
+
+    [[rule]]
+    path = "/var/**"     # glob, anchored at the root of the image
+    action = "skip"      # sign | hash | skip
+
+Each of NAME.d/*.toml beside a NAME.toml is read too; the rules of later files stand
+before those of earlier ones, and those of --rule before all.`,
+		Example: `  attest sign rootfs --key ima.key --cert ima.crt
+  attest sign rootfs --key ima.key --cert ima.crt --evm --target aarch64 --manifest image.attest.json
+  attest sign rootfs --key 'pkcs11:token=build;object=ima' --cert ima.crt --rule skip:/var/**`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.run(c.Context(), args[0], c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	f := c.Flags()
+	o.keyFlags.AddFlags(f)
+	f.StringVar(&o.key, "key", "", "sign with the private key at `URI`: a PEM file, pkcs11:..., hashivault://..., ...")
+	f.StringVar(&o.cert, "cert", "", "certificate of the key, PEM or DER `FILE`")
+	f.StringVar(&o.evmKey, "evm-key", "", "sign metadata with another key at `URI`")
+	f.StringVar(&o.evmCert, "evm-cert", "", "certificate of --evm-key, PEM or DER `FILE`")
+	f.BoolVar(&o.allowExpired, "allow-expired", false, "sign although the certificate has expired (the kernel does not look at the date)")
+	f.StringVar(&o.hash, "hash", "sha256", "hash `ALGORITHM`: sha256, sha384 or sha512")
+	f.StringVar(&o.config, "config", "", "read rules from `FILE`, and FILE's folder of drop-ins")
+	f.StringArrayVar(&o.rules, "rule", nil, "`ACTION:PATH`, before the rules of --config; may be repeated")
+	f.BoolVar(&o.evm, "evm", false, "write an EVM portable signature into security.evm too")
+	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of the first ELF file)")
+	f.BoolVar(&o.verity, "verity", false, "sign the fs-verity digest instead of the digest of the content")
+	o.verityFlags.addFlags(f)
+	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "write labels through `WAY`: auto, libc (pseudo, fakeroot), direct, or dump (a file for setfattr)")
+	f.StringVar(&o.output, "output", "-", "`FILE` for --labels dump; restore it with: cd ROOTFS && setfattr -h --restore=FILE")
+	f.StringVar(&o.manifest, "manifest", "", "write what the image holds, signed, to `FILE`")
+	f.StringVar(&o.name, "name", "", "`NAME` of the image in the manifest")
+	f.IntVar(&o.jobs, "jobs", 0, "hash and sign `N` files at once (default: one for each processor, 32 for a remote key)")
+	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be written, and write nothing")
+	f.BoolVar(&o.force, "force", false, "write labels that are right already, too")
+	f.BoolVar(&o.clearSkipped, "clear-skipped", false, "remove labels from files that a rule skips")
+	f.StringVar(&o.progress, "progress", "auto", "show progress as `KIND`: auto, bar, plain or none")
+	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.sign/v1)")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print hard links and files without an EVM signature, too")
+	c.MarkFlagRequired("key")
+	c.MarkFlagRequired("cert")
+	c.MarkFlagsRequiredTogether("evm-key", "evm-cert")
+	return c
+}
+
+// run does what the flags say.
+func (o *signFlags) run(ctx context.Context, root string, stdout, stderr io.Writer) (err error) {
+	out := newSignOutput(o, stdout, stderr)
+	opts := rootfs.SignOptions{Jobs: o.jobs, DryRun: o.dryRun, Force: o.force, ClearSkipped: o.clearSkipped,
+		Progress: new(rootfs.Progress), Note: out.note}
+	if opts.Rules, err = o.readRules(); err != nil {
+		return err
+	}
+	tree, err := o.openTree(root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	closeKeys, err := o.openSigners(ctx, &opts, stderr)
+	if err != nil {
+		return err
+	}
+	defer closeKeys()
+	if o.evm {
+		if opts.Layout, err = findLayout(ctx, tree, o.target, stderr); err != nil {
+			return err
+		}
+	}
+	dump, err := o.openDump(stdout)
+	if err != nil {
+		return err
+	}
+	defer dump.abort()
+	if dump != nil {
+		opts.Dump = dump
+	}
+	if err := o.openManifest(tree, &opts); err != nil {
+		return err
+	}
+	if opts.Manifest != nil {
+		defer opts.Manifest.Abort() // does nothing after Commit
+	}
+	stop, err := showProgress(o.progress, "signing", stderr, opts.Progress)
+	if err != nil {
+		return err
+	}
+	report, err := rootfs.Sign(ctx, tree, opts)
+	stop()
+	if err == nil && report.Complete() {
+		err = errors.Join(o.commitManifest(&opts), dump.commit())
+	}
+	return out.end(report, err)
+}
+
+// openTree opens the root with the labels that the flags ask for.
+func (o *signFlags) openTree(root string) (*rootfs.Tree, error) {
+	kind := o.labels
+	if kind == labelsDump {
+		kind = rootfs.LabelsAuto
+	}
+	labels, err := rootfs.OpenLabels(kind)
+	if err != nil {
+		return nil, err
+	}
+	return rootfs.Open(root, labels)
+}
+
+// readRules joins the rules of the flags and of the file.
+func (o *signFlags) readRules() (rootfs.Rules, error) {
+	var rules rootfs.Rules
+	for _, text := range o.rules {
+		r, err := rootfs.ParseRule(text)
+		if err != nil {
+			return nil, fmt.Errorf("--rule: %w", err)
+		}
+		rules = append(rules, r)
+	}
+	if o.config == "" {
+		return rules, nil
+	}
+	more, err := rootfs.ReadRules(o.config)
+	return append(rules, more...), err
+}
+
+// openSigners opens the keys and tries them.
+func (o *signFlags) openSigners(ctx context.Context, opts *rootfs.SignOptions, stderr io.Writer) (closeAll func(), err error) {
+	hash, err := ima.ParseSigningHash(o.hash)
+	if err != nil {
+		return nil, err
+	}
+	if o.verity {
+		if opts.Verity, err = o.verityFlags.params(hash); err != nil {
+			return nil, err
+		}
+	}
+	var opened []*keys.Key
+	closeAll = func() {
+		for _, k := range opened {
+			k.Close()
+		}
+	}
+	open := func(uri, cert string) (*rootfs.Signer, error) {
+		key, c, err := o.openKey(ctx, uri, cert, stderr)
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, key)
+		if opts.Jobs == 0 && key.Remote {
+			opts.Jobs = remoteJobs
+		}
+		return rootfs.NewSigner(key, c, hash)
+	}
+	opts.Signer, err = open(o.key, o.cert)
+	if err == nil && o.evm {
+		opts.EVM = opts.Signer
+		if o.evmKey != "" {
+			opts.EVM, err = open(o.evmKey, o.evmCert)
+		}
+	}
+	if opts.Jobs == 0 {
+		opts.Jobs = runtime.NumCPU()
+	}
+	if err != nil {
+		closeAll()
+		return nil, err
+	}
+	return closeAll, nil
+}
+
+// openKey opens a key and checks that it and its certificate can be used together.
+func (o *signFlags) openKey(ctx context.Context, uri, file string, stderr io.Writer) (*keys.Key, *x509.Certificate, error) {
+	certs, err := keys.ReadCertificates(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert := certs[0] // as openssl takes the first of a chain for the leaf
+	key, err := keys.Open(ctx, uri, o.Options())
+	if err != nil {
+		return nil, nil, err
+	}
+	warn := func(text string) { fmt.Fprintf(stderr, "attest: warning: %s\n", text) }
+	for _, w := range key.Warnings {
+		warn(w)
+	}
+	if name, ok := keys.DebugName(key.Public()); ok {
+		warn(fmt.Sprintf("%s is published as %s: anybody can sign files for this image", uri, name))
+	}
+	err = keys.CheckPair(key.Public(), cert, time.Now())
+	if errors.Is(err, keys.ErrExpired) && o.allowExpired {
+		warn(err.Error())
+		err = nil
+	}
+	if err != nil {
+		key.Close()
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return key, cert, nil
+}
+
+// openManifest starts the manifest, which replaces an older one when it is complete.
+func (o *signFlags) openManifest(tree *rootfs.Tree, opts *rootfs.SignOptions) error {
+	if o.manifest == "" || o.dryRun {
+		return nil
+	}
+	created, err := sourceDate()
+	if err != nil {
+		return err
+	}
+	if opts.Packages, err = tree.ReadPackages(); err != nil {
+		return fmt.Errorf("read the package lists of the tree: %w", err)
+	}
+	opts.Manifest, err = manifest.Create(o.manifest, manifest.Header{
+		Name: o.name, Created: created, Target: o.target, Generator: "attest " + version(),
+	})
+	return err
+}
+
+func (o *signFlags) commitManifest(opts *rootfs.SignOptions) error {
+	if opts.Manifest == nil {
+		return nil
+	}
+	return opts.Signer.Commit(opts.Manifest)
+}
+
+// sourceDate is the time that a reproducible build gives its results: the zero time when
+// SOURCE_DATE_EPOCH is not set (reproducible-builds.org/specs/source-date-epoch).
+func sourceDate() (time.Time, error) {
+	text, ok := os.LookupEnv("SOURCE_DATE_EPOCH")
+	if !ok || text == "" {
+		return time.Time{}, nil
+	}
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || seconds < 0 {
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH=%q is not a number of seconds", text)
+	}
+	return time.Unix(seconds, 0).UTC(), nil
+}

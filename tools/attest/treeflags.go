@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"github.com/meta-attest/meta-attest/tools/internal/ima"
+	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
+)
+
+// verityFlags are the parameters of fs-verity digests.
+type verityFlags struct {
+	block int
+	salt  string
+}
+
+func (v *verityFlags) addFlags(f *pflag.FlagSet) {
+	f.IntVar(&v.block, "verity-block-size", 4096, "block size of fs-verity in `BYTES`")
+	f.StringVar(&v.salt, "verity-salt", "", "salt of fs-verity, at most 32 bytes in `HEX`")
+}
+
+// params checks the flags.
+func (v *verityFlags) params(hash ima.HashAlgo) (*ima.VerityParams, error) {
+	salt, err := hex.DecodeString(v.salt)
+	if err != nil {
+		return nil, fmt.Errorf("--verity-salt: %w", err)
+	}
+	p := &ima.VerityParams{Hash: hash, BlockSize: v.block, Salt: salt}
+	if _, err := ima.NewVerity(*p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// errNoTarget means that nothing says for which kernel EVM signatures are.
+var errNoTarget = errors.New("the tree has no ELF file that tells the architecture of its kernel")
+
+// findLayout returns what EVM signatures depend on in the target's kernel.
+func findLayout(ctx context.Context, tree *rootfs.Tree, target string, stderr io.Writer) (ima.Layout, error) {
+	if target != "" {
+		return ima.ParseTarget(target)
+	}
+	layout, path, ok, err := tree.Target(ctx)
+	if err != nil {
+		return layout, err
+	}
+	if !ok {
+		return layout, errNoTarget
+	}
+	fmt.Fprintf(stderr, "attest: EVM for a %v kernel, as %s is\n", layout, showPath(path))
+	return layout, nil
+}
+
+// labelsDump is the kind of labels that go to a file for setfattr.
+const labelsDump = "dump"
+
+// dumpFile takes the labels. A nil *dumpFile takes none.
+type dumpFile struct {
+	*bufio.Writer
+	tmp  *os.File // nil for standard output
+	path string
+}
+
+// openDump opens the file for the labels, if the flags ask for one. It gets its name
+// when it is complete.
+func (o *signFlags) openDump(stdout io.Writer) (*dumpFile, error) {
+	if o.labels != labelsDump {
+		return nil, nil
+	}
+	if o.output == "-" {
+		return &dumpFile{Writer: bufio.NewWriter(stdout)}, nil
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(o.output), "."+filepath.Base(o.output)+".*")
+	if err != nil {
+		return nil, err
+	}
+	return &dumpFile{bufio.NewWriter(tmp), tmp, o.output}, nil
+}
+
+func (d *dumpFile) commit() error {
+	if d == nil {
+		return nil
+	}
+	if err := d.Flush(); err != nil || d.tmp == nil {
+		return err
+	}
+	if err := errors.Join(d.tmp.Chmod(0o644), d.tmp.Sync(), d.tmp.Close()); err != nil {
+		return err
+	}
+	err := os.Rename(d.tmp.Name(), d.path)
+	d.tmp = nil
+	return err
+}
+
+// abort removes what is not complete. After commit it does nothing.
+func (d *dumpFile) abort() {
+	if d != nil && d.tmp != nil {
+		d.tmp.Close()
+		os.Remove(d.tmp.Name())
+	}
+}

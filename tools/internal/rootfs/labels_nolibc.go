@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package rootfs
+
+func openLibc() (Labels, error) { return nil, ErrNoLibc }
