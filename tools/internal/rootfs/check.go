@@ -186,7 +186,7 @@ func (w *checker) check(ctx context.Context, f File) checked {
 		defer file.Close()
 		err = w.labels(ctx, file, f, &r)
 	}
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		r.find(CodeUnreadable, f, err.Error())
 	}
 	return r

@@ -47,7 +47,7 @@ func (r *reader) open(f File) (*os.File, error) {
 // read streams the content of file into w, once.
 func (r *reader) read(ctx context.Context, file *os.File, f File, w ...io.Writer) error {
 	var size int64
-	for {
+	for size < f.Size { // the statx at the end sees what was appended meanwhile
 		if err := ctx.Err(); err != nil {
 			return err
 		}

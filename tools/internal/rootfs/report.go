@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ func (s *signing) emit(f File, l labelled, err error) error {
 			return s.further(f, first)
 		}
 		s.links[f.inode()] = &links{labelled: l, path: f.Path, left: f.Nlink - 1}
+	}
+	if errors.Is(l.err, context.Canceled) {
+		return l.err
 	}
 	if l.err != nil {
 		s.note(Note{Kind: NoteFailed, Path: f.Path, Message: message(f, l.err)})

@@ -221,7 +221,7 @@ type job[T any] struct {
 func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 	newWork func() func(context.Context, File) T, emit func(File, T, error) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	todo := make(chan job[T])
+	todo := make(chan job[T], 16*n) // waking a goroutine for each file would cost more than a small one
 	order := make(chan job[T], pending)
 	g.Go(func() error {
 		defer close(todo)
@@ -252,6 +252,10 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 		g.Go(func() error {
 			work := newWork()
 			for j := range todo {
+				if ctx.Err() != nil {
+					close(j.done)
+					continue
+				}
 				j.done <- work(ctx, j.file)
 			}
 			return nil
