@@ -1,0 +1,189 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountSystem mounts what the kernel shows itself through.
+func mountSystem() error {
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	for _, m := range []struct {
+		kind, at string
+		flags    uintptr
+	}{
+		{"devtmpfs", "/dev", unix.MS_NOSUID},
+		{"proc", "/proc", quiet},
+		{"sysfs", "/sys", quiet},
+		{"securityfs", securityDir, quiet},
+	} {
+		// The kernel may have mounted /dev (CONFIG_DEVTMPFS_MOUNT does so for a real root only).
+		if err := mountAt(m.kind, m.at, m.kind, m.flags, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountAt mounts on a folder that it makes if need be.
+func mountAt(source, at, kind string, flags uintptr, data string) error {
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(source, at, kind, flags, data); err != nil {
+		return fmt.Errorf("mount %s (%s) on %s: %w", source, kind, at, err)
+	}
+	return nil
+}
+
+// loadModules loads what /etc/modules lists, for kernels whose disk drivers are modules.
+func (b *booter) loadModules() error {
+	list, err := readFile("/etc/modules", maxSmall)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, path := range strings.Fields(string(list)) {
+		err := loadModule(path)
+		switch {
+		case err == unix.ENOENT: // by finit_module: the file is there
+			return fmt.Errorf("load module %s: %w: it needs another module before it, see the log", path, err)
+		case err != nil && !errors.Is(err, unix.EEXIST):
+			return fmt.Errorf("load module %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.FinitModule(int(f.Fd()), "", 0)
+}
+
+// switchRoot mounts the real root and makes it /. What the initramfs held is deleted.
+func (b *booter) switchRoot() error {
+	time.Sleep(b.delay)
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
+		return err
+	}
+	device, err := b.waitForRoot()
+	if err != nil {
+		return err
+	}
+	if err := b.mountRoot(device); err != nil {
+		return err
+	}
+	for _, at := range []string{"/dev", "/proc", "/sys"} {
+		if err := unix.Mount(at, newRoot+at, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s into the root: %w", at, err)
+		}
+	}
+	if err := deleteInitramfs(); err != nil {
+		tell(levelInfo, fmt.Sprintf("delete the initramfs: %v", err)) // it only costs memory
+	}
+	if err := os.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := errors.Join(unix.Chroot("."), os.Chdir("/")); err != nil {
+		return fmt.Errorf("enter the root: %w", err)
+	}
+	b.inRoot = true
+	return nil
+}
+
+// waitForRoot returns the path of the root's block device once there is one.
+func (b *booter) waitForRoot() (string, error) {
+	if !strings.HasPrefix(b.root, "/dev/") && !strings.HasPrefix(b.root, partUUIDPrefix) {
+		return "", fmt.Errorf("root=%s: use /dev/NAME or PARTUUID=", b.root)
+	}
+	const step = 20 * time.Millisecond
+	for waited := time.Duration(0); ; waited += step {
+		device := b.root
+		if id, ok := strings.CutPrefix(b.root, partUUIDPrefix); ok {
+			device = findPartition(id)
+		}
+		if info, err := os.Stat(device); err == nil && info.Mode().Type() == fs.ModeDevice {
+			return device, nil
+		}
+		if waited >= b.wait {
+			return "", fmt.Errorf("root=%s: no such block device after %v", b.root, b.wait)
+		}
+		time.Sleep(step)
+	}
+}
+
+// mountRoot mounts the root read-only, whatever is to become of it later.
+func (b *booter) mountRoot(device string) error {
+	kinds := b.fstypes
+	if kinds == nil {
+		text, err := os.ReadFile("/proc/filesystems")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if kind, ok := strings.CutPrefix(line, "\t"); ok { // others start with "nodev"
+				kinds = append(kinds, strings.TrimSpace(kind))
+			}
+		}
+	}
+	var errs []error
+	for _, kind := range kinds {
+		err := unix.Mount(device, newRoot, kind, unix.MS_RDONLY, b.flags)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", kind, err))
+	}
+	return fmt.Errorf("mount root %s: %w", device, errors.Join(errs...))
+}
+
+// deleteInitramfs removes what is on the filesystem of /, and nothing of what is mounted on it.
+func deleteInitramfs() error {
+	var root unix.Stat_t
+	if err := unix.Lstat("/", &root); err != nil {
+		return err
+	}
+	return deleteBelow("/", root.Dev)
+}
+
+func deleteBelow(dir string, dev uint64) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if st.Dev != dev {
+			continue
+		}
+		if e.IsDir() {
+			errs = append(errs, deleteBelow(path, dev))
+		}
+		if err := os.Remove(path); err != nil && path != newRoot && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
