@@ -71,3 +71,11 @@ func showPath(path string) string {
 	}
 	return path
 }
+
+// plural is word, with an s unless n is one.
+func plural(n int64, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}

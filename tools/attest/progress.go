@@ -71,15 +71,19 @@ func bar(what string, w io.Writer, p *rootfs.Progress) func(bool) {
 	}
 }
 
-// plainStep is how many percent are between two lines.
-const plainStep = 10
+// Of lines in a log: how many percent lie between two, and when the first may come.
+const (
+	plainStep  = 10
+	plainDelay = 2 * time.Second
+)
 
 // plain is for a log: few lines, none of them for a run that is over at once.
 func plain(what string, w io.Writer, p *rootfs.Progress) func(bool) {
 	next := int64(plainStep)
+	start := time.Now()
 	return func(end bool) {
 		total := p.TotalBytes.Load()
-		if total == 0 || end {
+		if total == 0 || end || time.Since(start) < plainDelay {
 			return
 		}
 		if percent := p.Bytes.Load() * 100 / total; percent >= next {

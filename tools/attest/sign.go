@@ -144,6 +144,9 @@ func (o *signFlags) run(ctx context.Context, root string, stdout, stderr io.Writ
 	}
 	report, err := rootfs.Sign(ctx, tree, opts)
 	stop()
+	if err == nil && report.Empty() {
+		err = fmt.Errorf("%s: %w", root, errEmpty)
+	}
 	if err == nil && report.Complete() {
 		err = errors.Join(o.commitManifest(&opts), dump.commit())
 	}

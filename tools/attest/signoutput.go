@@ -107,12 +107,12 @@ func (out *signOutput) text(r *rootfs.SignReport) {
 		kind rootfs.NoteKind
 		text string
 	}{
-		{rootfs.NoteOutside, "files have further names outside of the tree, which share the label"},
-		{rootfs.NoteStale, "skipped files have a label (remove it with --clear-skipped)"},
-		{rootfs.NoteNoEVM, "files have no security.evm: a policy that appraises them will refuse them"},
+		{rootfs.NoteOutside, "files with further names outside of the tree, which share the label"},
+		{rootfs.NoteStale, "skipped files that have a label, which --clear-skipped removes"},
+		{rootfs.NoteNoEVM, "skipped files without security.evm, which a policy that appraises them refuses once EVM is on"},
 	} {
 		if n := out.counts[note.kind]; n > 0 {
-			fmt.Fprintf(out.stderr, "attest: %d %s\n", n, note.text)
+			fmt.Fprintf(out.stderr, "attest: %s: %d\n", note.text, n)
 		}
 	}
 	verb := "signed"

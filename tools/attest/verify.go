@@ -227,12 +227,13 @@ func (out *verifyOutput) end(r *rootfs.CheckReport, err error, stderr io.Writer)
 		err = &exitError{exitFindings, fmt.Errorf("none of %d files has a label: %w", r.Files, errFindings)}
 	}
 	if err == nil && r.Findings > 0 {
-		err = &exitError{exitFindings, fmt.Errorf("%d findings: %w", r.Findings, errFindings)}
+		err = &exitError{exitFindings, fmt.Errorf("%w: %d %s", errFindings, r.Findings, plural(r.Findings, "finding"))}
 	}
 	if out.doc != nil {
 		s := verifySummary{r.Files, r.Signed, r.Hashed, r.Unsigned, r.Findings, r.Bytes, out.warnings, err == nil}
 		return errors.Join(err, out.doc.end(s))
 	}
-	fmt.Fprintf(out.stdout, "verified %d of %d files (hashed only %d, unlabelled %d), %d findings\n", r.Signed+r.Hashed, r.Files, r.Hashed, r.Unsigned, r.Findings)
+	fmt.Fprintf(out.stdout, "verified %d of %d files (hashed only %d, unlabelled %d), %d %s\n",
+		r.Signed+r.Hashed, r.Files, r.Hashed, r.Unsigned, r.Findings, plural(r.Findings, "finding"))
 	return err
 }

@@ -107,13 +107,19 @@ func (c *checking) compare(m *manifest.Manifest) (err error) {
 		}
 		c.digests = append(c.digests, a)
 	}
-	codes := map[manifest.Kind]Code{manifest.Added: CodeAdded, manifest.Missing: CodeMissing, manifest.Changed: CodeDiffers}
 	c.differ, err = m.Diff(func(f manifest.Finding) error {
-		texts := []string{"manifest"}
-		for _, d := range f.Differences {
-			texts = append(texts, d.String())
+		switch f.Kind {
+		case manifest.Added:
+			c.find(Finding{CodeAdded, f.Path, "not in the manifest"})
+		case manifest.Missing:
+			c.find(Finding{CodeMissing, f.Path, "in the manifest only"})
+		default:
+			var texts []string
+			for _, d := range f.Differences {
+				texts = append(texts, d.String())
+			}
+			c.find(Finding{CodeDiffers, f.Path, "from the manifest: " + strings.Join(texts, "; ")})
 		}
-		c.find(Finding{codes[f.Kind], f.Path, strings.Join(texts, ": ")})
 		return nil
 	})
 	return err

@@ -81,6 +81,10 @@ type SignReport struct {
 // Complete says whether every file has the label that the rules demand.
 func (r *SignReport) Complete() bool { return r.Failed == 0 && r.Signed == r.Files }
 
+// Empty says whether there was no regular file at all, which is more often a mistake in
+// the path than a root filesystem.
+func (r *SignReport) Empty() bool { return r.Files+r.Skipped+r.Failed == 0 }
+
 // labelled is what the work on one file came to.
 type labelled struct {
 	action     Action
