@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
@@ -67,6 +68,9 @@ before those of earlier ones, and those of --rule before all.`,
   attest sign rootfs --key 'pkcs11:token=build;object=ima' --cert ima.crt --rule skip:/var/**`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.check(c.Flags()); err != nil {
+				return err
+			}
 			return o.run(c.Context(), args[0], c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
@@ -99,6 +103,26 @@ before those of earlier ones, and those of --rule before all.`,
 	c.MarkFlagRequired("cert")
 	c.MarkFlagsRequiredTogether("evm-key", "evm-cert")
 	return c
+}
+
+// check refuses flags that would have no effect.
+func (o *signFlags) check(f *pflag.FlagSet) error {
+	for _, rule := range []struct {
+		flag, needs string
+		met         bool
+	}{
+		{"evm-key", "--evm", o.evm},
+		{"verity-block-size", "--verity", o.verity},
+		{"verity-salt", "--verity", o.verity},
+		{"output", "--labels dump", o.labels == labelsDump},
+		{"name", "--manifest", o.manifest != ""},
+		{"clear-skipped", "--labels auto, libc or direct", o.labels != labelsDump},
+	} {
+		if f.Changed(rule.flag) && !rule.met {
+			return fmt.Errorf("--%s has no effect without %s", rule.flag, rule.needs)
+		}
+	}
+	return checkJobs(o.jobs)
 }
 
 // run does what the flags say.

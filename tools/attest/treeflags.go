@@ -107,3 +107,13 @@ func (d *dumpFile) abort() {
 		os.Remove(d.tmp.Name())
 	}
 }
+
+// maxJobs bounds --jobs: each has an open file and a buffer.
+const maxJobs = 512
+
+func checkJobs(n int) error {
+	if n < 0 || n > maxJobs {
+		return fmt.Errorf("--jobs %d is not from 1 to %d", n, maxJobs)
+	}
+	return nil
+}

@@ -61,7 +61,7 @@ does not look at the date.`,
 	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of the first ELF file)")
 	o.verity.addFlags(f)
 	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "read labels through `WAY`: auto, libc (pseudo, fakeroot) or direct")
-	f.IntVar(&o.jobs, "jobs", runtime.NumCPU(), "check `N` files at once")
+	f.IntVar(&o.jobs, "jobs", 0, "check `N` files at once (default: one for each processor)")
 	f.StringVar(&o.progress, "progress", "auto", "show progress as `KIND`: auto, bar, plain or none")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.verify/v1)")
 	c.MarkFlagsOneRequired("ca", "cert")
@@ -70,6 +70,12 @@ does not look at the date.`,
 
 // run does what the flags say.
 func (o *verifyFlags) run(ctx context.Context, root string, stdout, stderr io.Writer) error {
+	if err := checkJobs(o.jobs); err != nil {
+		return err
+	}
+	if o.jobs == 0 {
+		o.jobs = runtime.NumCPU()
+	}
 	if st, err := os.Stat(root); err == nil && st.Mode().IsRegular() {
 		return fmt.Errorf("%s: %w", root, errIsImage)
 	}
@@ -86,7 +92,7 @@ func (o *verifyFlags) run(ctx context.Context, root string, stdout, stderr io.Wr
 	if o.json {
 		out.doc = newDocument(stdout, "attest.verify/v1", "findings")
 	}
-	opts := rootfs.CheckOptions{EVM: o.evm, All: o.all, Jobs: max(o.jobs, 1), Progress: new(rootfs.Progress), Find: out.find}
+	opts := rootfs.CheckOptions{EVM: o.evm, All: o.all, Jobs: o.jobs, Progress: new(rootfs.Progress), Find: out.find}
 	if opts.Trust, err = o.trust(tree, out); err != nil {
 		return err
 	}

@@ -3,15 +3,18 @@ package rootfs
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
+	"github.com/meta-attest/meta-attest/tools/internal/keys"
 )
 
 // strangeTree makes one of each kind of file that a walk can meet, and returns the
@@ -290,4 +294,38 @@ func TestFilesystemWithoutAttributes(t *testing.T) {
 	if !errors.Is(err, ErrUnsupported) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestFailingKeyEndsTheRun: an error that every further file would meet is told once.
+func TestFailingKeyEndsTheRun(t *testing.T) {
+	root := newTree(t)
+	for i := range 2000 {
+		write(t, filepath.Join(root, fmt.Sprintf("%04d", i)), nil, 0o644)
+	}
+	p := newPair(t, "P-256")
+	var notes []Note
+	broken := &keys.Key{Signer: failing{p.key, 100, new(atomic.Int64)}}
+	signer := p.signer(t, ima.SHA256)
+	signer.key = broken
+	report, err := Sign(t.Context(), openTree(t, root), SignOptions{Signer: signer, Jobs: 2, Progress: new(Progress), Note: func(n Note) { notes = append(notes, n) }})
+	if err == nil || !strings.Contains(err.Error(), "token removed") {
+		t.Errorf("got %v", err)
+	}
+	if len(notes) != 1 || report.Complete() || report.Signed > 100 || len(labelsOf(t, root)) > 100 {
+		t.Errorf("%+v, %d notes, %d labels", report, len(notes), len(labelsOf(t, root)))
+	}
+}
+
+// failing is a key that stops working.
+type failing struct {
+	crypto.Signer
+	after int64
+	calls *atomic.Int64
+}
+
+func (f failing) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if f.calls.Add(1) > f.after {
+		return nil, errors.New("token removed")
+	}
+	return f.Signer.Sign(rand, digest, opts)
 }

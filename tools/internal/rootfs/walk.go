@@ -216,11 +216,13 @@ type job[T any] struct {
 
 // process walks t and calls work, from n goroutines, for every file that the filter
 // wants worked on, then emit for every name in the order of the walk, from one
-// goroutine. newWork is called once for each goroutine. When emit fails or ctx ends, what
-// was begun is finished and emitted, and the error returned.
+// goroutine. newWork is called once for each goroutine. When ctx ends, what was begun is
+// finished and emitted; when emit fails, what was begun is finished. Either error is returned.
 func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 	newWork func() func(context.Context, File) T, emit func(File, T, error) error) error {
-	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var g errgroup.Group
 	todo := make(chan job[T], 16*n) // waking a goroutine for each file would cost more than a small one
 	order := make(chan job[T], pending)
 	g.Go(func() error {
@@ -261,22 +263,31 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 			return nil
 		})
 	}
-	g.Go(func() error {
-		var first error
-		for j := range order {
-			var result T
-			if j.done != nil {
-				r, ok := <-j.done
-				if !ok {
-					continue
-				}
-				result = r
+	failed := collect(order, emit, cancel)
+	if err := g.Wait(); failed == nil {
+		return err
+	}
+	return failed
+}
+
+// collect waits for each result in turn. After the first error of emit it ends the walk,
+// and goes on taking jobs so that nobody waits for it.
+func collect[T any](order <-chan job[T], emit func(File, T, error) error, cancel func()) error {
+	var first error
+	for j := range order {
+		var result T
+		if j.done != nil {
+			r, ok := <-j.done
+			if !ok {
+				continue
 			}
-			if first == nil {
-				first = emit(j.file, result, j.err)
+			result = r
+		}
+		if first == nil {
+			if first = emit(j.file, result, j.err); first != nil {
+				cancel()
 			}
 		}
-		return first
-	})
-	return g.Wait()
+	}
+	return first
 }
