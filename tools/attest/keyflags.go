@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -23,13 +24,33 @@ type keyFlags struct {
 
 // AddFlags adds the flags to a command.
 func (k *keyFlags) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&k.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the passphrase of the key or the PIN of the token (default: $"+passphraseEnv+")")
+	k.addPassphrase(fs)
 	fs.BoolVar(&k.allowDebug, "allow-debug-keys", false, "take keys whose private half is published, such as those of keys-debug")
+}
+
+// addPassphrase adds the flag of commands that look at keys and use none.
+func (k *keyFlags) addPassphrase(fs *pflag.FlagSet) {
+	fs.StringVar(&k.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the passphrase of the key or the PIN of the token (default: $"+passphraseEnv+")")
 }
 
 // Options are what the flags and the environment say.
 func (k *keyFlags) Options() keys.Options {
 	return keys.Options{Passphrase: k.passphrase, AllowDebug: k.allowDebug}
+}
+
+// open opens a key and says on stderr what a person should know of it.
+func (k *keyFlags) open(ctx context.Context, uri string, stderr io.Writer) (*keys.Key, error) {
+	key, err := keys.Open(ctx, uri, k.Options())
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range key.Warnings {
+		fmt.Fprintf(stderr, "attest: warning: %s\n", w)
+	}
+	if name, ok := keys.DebugName(key.Public()); ok {
+		fmt.Fprintf(stderr, "attest: warning: %s is published as %s: everybody has this private key\n", key.URI, name)
+	}
+	return key, nil
 }
 
 // passphrase returns nothing when none is given.

@@ -259,20 +259,13 @@ func (o *signFlags) openKey(ctx context.Context, uri, file string, stderr io.Wri
 		return nil, nil, err
 	}
 	cert := certs[0] // as openssl takes the first of a chain for the leaf
-	key, err := keys.Open(ctx, uri, o.Options())
+	key, err := o.open(ctx, uri, stderr)
 	if err != nil {
 		return nil, nil, err
 	}
-	warn := func(text string) { fmt.Fprintf(stderr, "attest: warning: %s\n", text) }
-	for _, w := range key.Warnings {
-		warn(w)
-	}
-	if name, ok := keys.DebugName(key.Public()); ok {
-		warn(fmt.Sprintf("%s is published as %s: anybody can sign files for this image", uri, name))
-	}
 	err = keys.CheckPair(key.Public(), cert, time.Now())
 	if errors.Is(err, keys.ErrExpired) && o.allowExpired {
-		warn(err.Error())
+		fmt.Fprintf(stderr, "attest: warning: %v\n", err)
 		err = nil
 	}
 	if err != nil {

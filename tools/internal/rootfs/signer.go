@@ -54,9 +54,13 @@ func (s *Signer) probe(t ima.XattrType) ([]byte, error) {
 		return nil, err
 	}
 	h.Write([]byte("attest: first signature of a run\n"))
-	x, err := s.sign(t, h.Sum(nil), true)
+	digest := h.Sum(nil)
+	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
 	if err != nil {
 		return nil, err
+	}
+	if err := x.Verify(s.cert.PublicKey, digest); err != nil {
+		return nil, fmt.Errorf("its certificate does not verify what it signed: %w", err)
 	}
 	value := x.Append(nil)
 	return append(value, make([]byte, max(0, s.maxSize()-len(value)))...), nil
@@ -75,27 +79,12 @@ func (s *Signer) maxSize() int {
 	return 0
 }
 
-// sign makes a signature, and verifies it if told to. One made elsewhere is always
-// verified: tokens and services have been seen to answer with garbage and no error.
-func (s *Signer) sign(t ima.XattrType, digest []byte, verify bool) (*ima.Xattr, error) {
-	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
-	if err != nil {
-		return nil, err
-	}
-	if verify || s.key.Remote {
-		if err := x.Verify(s.cert.PublicKey, digest); err != nil {
-			return nil, fmt.Errorf("the key made a signature that its certificate does not verify: %w", err)
-		}
-	}
-	return x, nil
-}
-
 // label returns the label for digest: current, when that is a valid label of this key.
 func (s *Signer) label(t ima.XattrType, digest, current []byte) ([]byte, error) {
 	if current != nil && !s.resign && s.valid(t, digest, current) {
 		return current, nil
 	}
-	x, err := s.sign(t, digest, false)
+	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
 	if err != nil {
 		return nil, &signError{err}
 	}
