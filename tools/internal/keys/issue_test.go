@@ -145,7 +145,7 @@ func TestKeyIDEvmctl(t *testing.T) {
 		want := hex.EncodeToString(cert.SubjectKeyId[16:])
 		for _, args := range [][]string{{"--key", file}, {"--key", encryptedFile, "--pass=secret"}} {
 			data := writeFile(t, filepath.Join(t.TempDir(), "data"), []byte("hello ima\n"))
-			command(t, "evmctl", append(append([]string{"ima_sign", "--hashalgo", "sha256", "--sigfile"}, args...), data)...)
+			command(t, "evmctl", append(append([]string{"ima_sign", "--hashalgo", "sha256", "--sigfile", "--xattr-user"}, args...), data)...)
 			sig, err := os.ReadFile(data + ".sig")
 			if err != nil {
 				t.Fatal(err)
@@ -157,7 +157,7 @@ func TestKeyIDEvmctl(t *testing.T) {
 			if err := verify(key.Public(), digest, crypto.SHA256, sig[9:]); err != nil {
 				t.Errorf("%s: %v", kind, err)
 			}
-			if out := command(t, "evmctl", "ima_verify", "--key", der, "--sigfile", data); !strings.Contains(out, "verification is OK") {
+			if out := command(t, "evmctl", "ima_verify", "--key", der, "--sigfile", "--xattr-user", data); !strings.Contains(out, "verification is OK") {
 				t.Errorf("%s: %s", kind, out)
 			}
 		}

@@ -63,7 +63,8 @@ func strangeTree(t *testing.T, root string) []string {
 }
 
 func TestSignStrangeFiles(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	want := strangeTree(t, root)
 	past := time.Unix(1e9, 12345)
 	for _, name := range want {
@@ -122,13 +123,14 @@ func labelsOf(t *testing.T, root string) map[string]string {
 }
 
 func TestSignIsReproducibleAndIdempotent(t *testing.T) {
+	needLabels(t)
 	p, q := newPair(t, "P-256"), newPair(t, "RSA-2048")
 	for _, tc := range []struct {
 		name string
 		p    pair
 	}{{"P-256", p}, {"RSA-2048", q}} {
 		t.Run(tc.name, func(t *testing.T) {
-			root := newTree(t)
+			root := t.TempDir()
 			for i := range 300 {
 				write(t, filepath.Join(root, fmt.Sprint(i%7), fmt.Sprint(i)), bytes.Repeat([]byte{byte(i)}, i*40), 0o644)
 			}
@@ -164,7 +166,8 @@ func TestSignIsReproducibleAndIdempotent(t *testing.T) {
 }
 
 func TestRulesDecide(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	for _, name := range []string{"bin/sh", "etc/motd", "var/log/x", "var/lib/y"} {
 		write(t, filepath.Join(root, name), []byte(name), 0o644)
 	}
@@ -196,7 +199,8 @@ func TestRulesDecide(t *testing.T) {
 }
 
 func TestLinksWithDifferentRules(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	write(t, filepath.Join(root, "bin/x"), []byte("x"), 0o755)
 	os.Mkdir(filepath.Join(root, "var"), 0o755)
 	for _, to := range []string{filepath.Join(root, "var/x"), filepath.Join(t.TempDir(), "outside")} {
@@ -222,7 +226,8 @@ func TestLinksWithDifferentRules(t *testing.T) {
 // TestInterrupted: what was begun is finished, the rest is untouched, and nothing is
 // reported that did not happen.
 func TestInterrupted(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	const files = 2000
 	for i := range files {
 		write(t, filepath.Join(root, fmt.Sprint(i)), []byte{byte(i), byte(i >> 8)}, 0o644)
@@ -265,7 +270,8 @@ func mount(t *testing.T, kind, dir string) {
 }
 
 func TestOtherMountsAreReported(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
 	dir := filepath.Join(root, "mnt")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -285,7 +291,7 @@ func TestOtherMountsAreReported(t *testing.T) {
 }
 
 func TestFilesystemWithoutAttributes(t *testing.T) {
-	newTree(t) // skips where a missing permission would be found first
+	needLabels(t)
 	root := t.TempDir()
 	mount(t, "ramfs", root)
 	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
@@ -298,7 +304,8 @@ func TestFilesystemWithoutAttributes(t *testing.T) {
 
 // TestFailingKeyEndsTheRun: an error that every further file would meet is told once.
 func TestFailingKeyEndsTheRun(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	for i := range 2000 {
 		write(t, filepath.Join(root, fmt.Sprintf("%04d", i)), nil, 0o644)
 	}
