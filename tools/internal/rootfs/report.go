@@ -94,15 +94,14 @@ func (s *signing) outside() {
 // count adds one labelled or skipped file to the report.
 func (s *signing) count(f File, l labelled) {
 	r := s.report
+	if l.cleared {
+		r.Cleared++
+	}
 	if l.action == ActionSkip {
 		r.Skipped++
-		switch {
-		case l.stale && s.ClearSkipped:
-			r.Cleared++
-		case l.stale:
+		if l.stale && !l.cleared {
 			s.note(Note{Kind: NoteStale, Path: f.Path, Message: "has a label although a rule skips it"})
-		}
-		if s.EVM != nil && (s.ClearSkipped || !l.stale) {
+		} else if s.EVM != nil {
 			s.note(Note{Kind: NoteNoEVM, Path: f.Path, Message: "has no security.evm"})
 		}
 		return

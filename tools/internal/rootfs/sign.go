@@ -72,7 +72,7 @@ type SignReport struct {
 	Unchanged int64 // of Signed: had it before
 	Written   int64 // of Signed: got it now
 	Skipped   int64 // by a rule
-	Cleared   int64 // of Skipped: labels removed
+	Cleared   int64 // files from which a label was removed
 	Links     int64 // further names of files
 	Failed    int64 // notes that are bad
 	Bytes     int64 // content read
@@ -93,6 +93,7 @@ type labelled struct {
 	capability []byte
 	changed    bool // they held something else
 	stale      bool // a skipped file had labels
+	cleared    bool // a label that was right for nothing was removed
 	err        error
 }
 
@@ -199,6 +200,7 @@ func (s *signing) skip(file *os.File, l *labelled) error {
 		}
 		l.stale = true
 		if s.ClearSkipped && !s.DryRun && s.Dump == nil {
+			l.cleared = true
 			if err := s.tree.labels.Remove(file, name); err != nil {
 				return err
 			}
@@ -242,7 +244,21 @@ func (s *signing) write(file *os.File, f File, l *labelled) error {
 			}
 		}
 	}
+	if s.EVM == nil && !bytes.Equal(l.ima, current) {
+		return s.clearEVM(file, l)
+	}
 	return nil
+}
+
+// clearEVM removes the security.evm of a file whose security.ima was changed: it covered
+// what was there before, and is right for nothing any more.
+func (s *signing) clearEVM(file *os.File, l *labelled) error {
+	value, err := s.tree.labels.Get(file, ima.XattrEVM)
+	if err != nil || value == nil {
+		return err
+	}
+	l.cleared = true
+	return s.tree.labels.Remove(file, ima.XattrEVM)
 }
 
 // keep is the label that may stay if it is right: none, when all are made anew.

@@ -198,6 +198,25 @@ func TestRulesDecide(t *testing.T) {
 	}
 }
 
+// TestSigningWithoutEVM: a security.evm that covers an older security.ima does not stay.
+func TestSigningWithoutEVM(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
+	p := newPair(t, "P-256")
+	layout, _ := ima.ParseTarget("x86_64")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256), EVM: p.signer(t, ima.SHA256), Layout: layout}
+	sign(t, root, o)
+	o.EVM = nil
+	if report, _ := sign(t, root, o); report.Unchanged != 1 || report.Cleared != 0 || len(labelsOf(t, root)) != 2 {
+		t.Errorf("nothing changed: %+v, %v", report, labelsOf(t, root))
+	}
+	o.Signer = newPair(t, "P-256").signer(t, ima.SHA256)
+	if report, _ := sign(t, root, o); report.Written != 1 || report.Cleared != 1 || len(labelsOf(t, root)) != 1 {
+		t.Errorf("another key: %+v, %v", report, labelsOf(t, root))
+	}
+}
+
 func TestLinksWithDifferentRules(t *testing.T) {
 	needLabels(t)
 	root := t.TempDir()
