@@ -52,20 +52,25 @@ func showProgress(kind, what string, w io.Writer, p *rootfs.Progress) (stop func
 
 // bar is for a person at a terminal.
 func bar(what string, w io.Writer, p *rootfs.Progress) func(bool) {
-	b := progressbar.NewOptions64(-1,
+	var b *progressbar.ProgressBar
+	options := []progressbar.Option{
 		progressbar.OptionSetWriter(w),
 		progressbar.OptionSetDescription(what),
 		progressbar.OptionShowBytes(true),
 		progressbar.OptionShowCount(),
 		progressbar.OptionSetWidth(30),
 		progressbar.OptionClearOnFinish(),
-	)
+	}
 	return func(end bool) {
-		if total := p.TotalBytes.Load(); total > 0 && b.GetMax64() != total {
-			b.ChangeMax64(total)
+		total := p.TotalBytes.Load()
+		if total == 0 {
+			return // a bar without a length has a goroutine of its own
+		}
+		if b == nil {
+			b = progressbar.NewOptions64(total, options...)
 		}
 		b.Describe(fmt.Sprintf("%s %d/%d files", what, p.Files.Load(), p.TotalFiles.Load()))
-		b.Set64(min(p.Bytes.Load(), max(p.TotalBytes.Load(), 0)))
+		b.Set64(min(p.Bytes.Load(), total))
 		if end {
 			b.Finish()
 		}
@@ -87,7 +92,7 @@ func plain(what string, w io.Writer, p *rootfs.Progress) func(bool) {
 		if total == 0 || end || time.Since(start) < plainDelay {
 			return
 		}
-		if percent := p.Bytes.Load() * 100 / total; percent >= next {
+		if percent := min(100, p.Bytes.Load()*100/total); percent >= next {
 			fmt.Fprintf(w, "%s: %d%% (%d of %d files)\n", what, percent, p.Files.Load(), p.TotalFiles.Load())
 			next = percent/plainStep*plainStep + plainStep
 		}

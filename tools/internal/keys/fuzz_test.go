@@ -38,7 +38,7 @@ func FuzzFiles(f *testing.F) {
 		if private, err := parsePrivate("file", content, passphrase("wrong")); err == nil && private == nil {
 			t.Fatal("neither key nor error")
 		}
-		if certs, err := parseCertificates("file", content); (err == nil) != (len(certs) > 0) {
+		if certs, err := ParseCertificates("file", content); (err == nil) != (len(certs) > 0) {
 			t.Fatalf("%d certificates, %v", len(certs), err)
 		}
 		if reports, err := inspectFile("file", content, nil, time.Unix(0, 0), Options{}); (err == nil) != (len(reports) > 0) {

@@ -115,7 +115,7 @@ func inspectFile(path string, content []byte, roots []*x509.Certificate, now tim
 			return reports, nil
 		}
 	}
-	certs, err := parseCertificates(path, content)
+	certs, err := ParseCertificates(path, content)
 	if err != nil {
 		return nil, err
 	}
@@ -300,12 +300,23 @@ func authorityFault(cert *x509.Certificate) string {
 	return ""
 }
 
-// leafFault says why restrict_link_by_digsig refuses cert, or no signature would find it.
+// leafFault says why cert is of no use in .ima and .evm.
 func leafFault(cert *x509.Certificate, roots []*x509.Certificate) string {
-	var faults []string
-	if CheckStrength(cert.PublicKey) != nil {
-		faults = append(faults, "key cannot be used")
+	fault := LinkFault(cert, roots)
+	if CheckStrength(cert.PublicKey) == nil {
+		return fault
 	}
+	if fault == "" {
+		return "key cannot be used"
+	}
+	return "key cannot be used, " + fault
+}
+
+// LinkFault says why the keyrings .ima and .evm refuse cert when the kernel has roots built
+// in (restrict_link_by_digsig_builtin), or why no signature would find its key there. It is
+// empty if they take it. Without roots, by whom it is signed is not looked at.
+func LinkFault(cert *x509.Certificate, roots []*x509.Certificate) string {
+	var faults []string
 	if cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		faults = append(faults, "keyUsage without digitalSignature")
 	}

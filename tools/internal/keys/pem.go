@@ -173,10 +173,11 @@ func ReadCertificates(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseCertificates(path, content)
+	return ParseCertificates(path, content)
 }
 
-func parseCertificates(name string, content []byte) ([]*x509.Certificate, error) {
+// ParseCertificates is [ReadCertificates] of what was read from the file name already.
+func ParseCertificates(name string, content []byte) ([]*x509.Certificate, error) {
 	block, rest := pem.Decode(content)
 	if block == nil {
 		cert, err := x509.ParseCertificate(content)

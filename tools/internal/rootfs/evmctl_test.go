@@ -164,7 +164,7 @@ func agree(t *testing.T, programs []string, p pair, root, path string, layout im
 			}
 		}
 	}
-	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: layout})
+	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
 	if (len(findings) == 0) != (imaGood && evmGood) {
 		t.Errorf("findings: %v", findings)
 	}
@@ -186,7 +186,7 @@ func TestVerifyAcceptsEvmctl(t *testing.T) {
 						t.Fatal("evmctl cannot sign")
 					}
 					layout, _ := ima.ParseTarget("x86_64")
-					report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: layout})
+					report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
 					if len(findings) > 0 || report.Signed != 1 {
 						t.Errorf("%+v, findings %v", report, findings)
 					}
@@ -217,7 +217,7 @@ func TestEvmctlHash(t *testing.T) {
 			if !evmctl(t, program, "ima_hash", "-a", hash, path) {
 				t.Fatal("evmctl cannot hash")
 			}
-			report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true})
+			report, findings := check(t, root, CheckOptions{Trust: p.trust(t)})
 			weak := len(findings) == 1 && findings[0].Code == CodeWeak
 			if report.Hashed != 1 || weak != (hash == "sha1") || len(findings) > 0 && !weak {
 				t.Errorf("%+v, findings %v", report, findings)
@@ -251,7 +251,7 @@ func TestEvmctl32Bit(t *testing.T) {
 		t.Errorf("ours %v\ntheirs %v", ours, theirs)
 	}
 	layout, _ = ima.ParseTarget("aarch64")
-	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, Layout: layout}); len(findings) != 1 || findings[0].Code != CodeEVMMismatch {
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, Layout: fixed(layout)}); len(findings) != 1 || findings[0].Code != CodeEVMMismatch {
 		t.Errorf("for a 64-bit kernel: %v", findings)
 	}
 }

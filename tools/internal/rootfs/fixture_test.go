@@ -169,3 +169,8 @@ func check(t testing.TB, root string, o CheckOptions) (*CheckReport, []Finding) 
 	}
 	return report, findings
 }
+
+// fixed is the layout as [CheckOptions] wants it.
+func fixed(l ima.Layout) func() (ima.Layout, error) {
+	return func() (ima.Layout, error) { return l, nil }
+}

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Libc calls the C library by path, so that a library preloaded before it, pseudo or
-// fakeroot, sees the calls. It calls l*xattr: the walk has looked at the file already,
+// Libc calls the C library by path, so that a library preloaded before it, such as
+// pseudo, sees the calls. It calls l*xattr: the walk has looked at the file already,
 // and a link put in its place must not be followed.
 type Libc struct{}
 

@@ -24,6 +24,10 @@ func TestFirstRuleWins(t *testing.T) {
 		{"skip:/var/**", "usr/var/x", ActionSign},
 		{"skip:/var/*", "var/log/x", ActionSign},
 		{"skip:/var", "var/log/x", ActionSign},
+		{"skip:/init/**", "init", ActionSign},
+		{"skip:/init/**", "init/.hidden/x", ActionSkip},
+		{"skip:/**", "a", ActionSkip},
+		{"skip:/**", "a/b/c", ActionSkip},
 		{"skip:/**/*.pyc", "usr/lib/a.pyc", ActionSkip},
 		{"skip:/**/*.pyc", "a.pyc", ActionSkip},
 		{"hash:/etc/{passwd,shadow}", "etc/shadow", ActionHash},
@@ -97,6 +101,20 @@ func FuzzRules(f *testing.F) {
 		case ActionSign, ActionHash, ActionSkip:
 		default:
 			t.Fatal("no action")
+		}
+	})
+}
+
+func FuzzPackages(f *testing.F) {
+	f.Add([]byte("/.\n/bin\n/bin/bash\n"), "bash")
+	f.Add([]byte("/sbin/init\t0100755\n//\n"), "busybox")
+	f.Fuzz(func(t *testing.T, list []byte, pkg string) {
+		p := Packages{}
+		p.add(list, pkg, func(top string) string { return top })
+		for path, got := range p {
+			if path == "" || got != pkg || strings.ContainsAny(path, "\n\t") {
+				t.Fatalf("%q has package %q", path, got)
+			}
 		}
 	})
 }

@@ -93,7 +93,7 @@ func TestSignStrangeFiles(t *testing.T) {
 	if x, err := xattr.LList(filepath.Join(root, "symlink")); err != nil || len(x) > 0 {
 		t.Errorf("symlink has %v, %v", x, err)
 	}
-	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, All: true, Layout: layout}); len(findings) > 0 {
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, All: true, Layout: fixed(layout)}); len(findings) > 0 {
 		t.Errorf("findings: %+v", findings)
 	}
 }
@@ -158,7 +158,7 @@ func TestSignIsReproducibleAndIdempotent(t *testing.T) {
 			if report, _ := sign(t, root, o); report.Written != 300 {
 				t.Errorf("with another key: %+v", report)
 			}
-			if _, findings := check(t, root, CheckOptions{Trust: other.trust(t), All: true, EVM: true, Layout: o.Layout}); len(findings) > 0 {
+			if _, findings := check(t, root, CheckOptions{Trust: other.trust(t), All: true, EVM: true, Layout: fixed(o.Layout)}); len(findings) > 0 {
 				t.Errorf("findings: %v", findings[0])
 			}
 		})
@@ -198,22 +198,32 @@ func TestRulesDecide(t *testing.T) {
 	}
 }
 
-// TestSigningWithoutEVM: a security.evm that covers an older security.ima does not stay.
+// TestSigningWithoutEVM: a security.evm that this run cannot vouch for does not stay.
 func TestSigningWithoutEVM(t *testing.T) {
 	needLabels(t)
 	root := t.TempDir()
-	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
+	file := filepath.Join(root, "a")
+	write(t, file, []byte("a"), 0o644)
 	p := newPair(t, "P-256")
 	layout, _ := ima.ParseTarget("x86_64")
 	o := SignOptions{Signer: p.signer(t, ima.SHA256), EVM: p.signer(t, ima.SHA256), Layout: layout}
 	sign(t, root, o)
-	o.EVM = nil
-	if report, _ := sign(t, root, o); report.Unchanged != 1 || report.Cleared != 0 || len(labelsOf(t, root)) != 2 {
-		t.Errorf("nothing changed: %+v, %v", report, labelsOf(t, root))
+	if err := os.Chmod(file, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	o.Signer = newPair(t, "P-256").signer(t, ima.SHA256)
-	if report, _ := sign(t, root, o); report.Written != 1 || report.Cleared != 1 || len(labelsOf(t, root)) != 1 {
-		t.Errorf("another key: %+v, %v", report, labelsOf(t, root))
+	o.EVM = nil
+	if report, _ := sign(t, root, o); report.Unchanged != 1 || report.Cleared != 1 || len(labelsOf(t, root)) != 1 {
+		t.Errorf("%+v, %v", report, labelsOf(t, root))
+	}
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true}); len(findings) > 0 {
+		t.Errorf("%+v", findings)
+	}
+	// A dump cannot remove what is there.
+	o.EVM = p.signer(t, ima.SHA256)
+	sign(t, root, o)
+	o.EVM, o.Dump = nil, io.Discard
+	if report, notes := sign(t, root, o); report.Complete() || len(notes) != 1 || notes[0].Kind != NoteFailed {
+		t.Errorf("%+v, %+v", report, notes)
 	}
 }
 
@@ -354,4 +364,81 @@ func (f failing) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 		return nil, errors.New("token removed")
 	}
 	return f.Signer.Sign(rand, digest, opts)
+}
+
+// TestInterruptedCheckIsNotGood: a signal after the walk is over, while files are still
+// being read, must not leave the last ones unread and the answer good.
+func TestInterruptedCheckIsNotGood(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	for i := range 40 {
+		write(t, filepath.Join(root, fmt.Sprint(i)), make([]byte, 4<<20), 0o644)
+	}
+	p := newPair(t, "P-256")
+	sign(t, root, SignOptions{Signer: p.signer(t, ima.SHA256)})
+	o := CheckOptions{Trust: p.trust(t), All: true, Jobs: 1, Progress: new(Progress)}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for o.Progress.Bytes.Load() < 100<<20 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	report, err := Check(ctx, openTree(t, root), o)
+	if report.Files == 40 && err == nil {
+		t.Skip("the run was over before it was interrupted")
+	}
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// TestOverlay: labelling one name of a file in a lower layer makes it a file of its own.
+func TestOverlay(t *testing.T) {
+	needLabels(t)
+	lower, upper, work, root := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, filepath.Join(lower, "a"), []byte("a"), 0o755)
+	if err := os.Link(filepath.Join(lower, "a"), filepath.Join(lower, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("overlay", root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off", lower, upper, work)); err != nil {
+		t.Skipf("cannot mount overlay: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(root, 0) })
+	p := newPair(t, "P-256")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256)}
+	if report, notes := sign(t, root, o); report.Complete() || len(notes) != 2 || notes[1].Kind != NoteFailed || notes[1].Path != "b" {
+		t.Errorf("%+v, %+v", report, notes)
+	}
+	if report, _ := sign(t, root, o); !report.Complete() || report.Signed != 2 {
+		t.Errorf("again: %+v", report)
+	}
+}
+
+// TestChangedDuringTheRun: what the walk saw is what is signed, or the file is named.
+func TestChangedDuringTheRun(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	write(t, filepath.Join(root, "a"), make([]byte, 64<<20), 0o644)
+	write(t, filepath.Join(root, "b"), []byte("b"), 0o644)
+	p := newPair(t, "P-256")
+	layout, _ := ima.ParseTarget("x86_64")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256), EVM: p.signer(t, ima.SHA256), Layout: layout, Jobs: 1, Progress: new(Progress)}
+	done := make(chan error)
+	go func() {
+		for o.Progress.Bytes.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		done <- os.Chmod(filepath.Join(root, "b"), 0o4755)
+	}()
+	var notes []Note
+	o.Note = func(n Note) { notes = append(notes, n) }
+	report, err := Sign(t.Context(), openTree(t, root), o)
+	if err := errors.Join(err, <-done); err != nil {
+		t.Fatal(err)
+	}
+	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
+	if report.Complete() && len(findings) > 0 || !report.Complete() && len(notes) == 0 {
+		t.Errorf("%+v, notes %+v, findings %+v", report, notes, findings)
+	}
 }

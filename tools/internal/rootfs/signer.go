@@ -40,9 +40,7 @@ func NewSigner(key *keys.Key, cert *x509.Certificate, hash ima.HashAlgo) (*Signe
 	return s, nil
 }
 
-// KeyID is the key id of the certificate as evmctl prints it.
-func (s *Signer) KeyID() string { return keyID(s.keyID) }
-
+// keyID is a key id as evmctl prints it.
 func keyID(id uint32) string {
 	return hex.EncodeToString([]byte{byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)})
 }
@@ -96,7 +94,7 @@ func (s *Signer) valid(t ima.XattrType, digest, current []byte) bool {
 	if t == ima.PortableSignature {
 		x, err = ima.ParseEVM(current)
 	}
-	return err == nil && x.Type == t && x.Hash == s.hash && x.KeyID == s.keyID &&
+	return err == nil && x.Type == t && x.Version == ima.Version(t) && x.Hash == s.hash && x.KeyID == s.keyID &&
 		x.Verify(s.cert.PublicKey, digest) == nil
 }
 
