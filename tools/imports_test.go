@@ -18,15 +18,16 @@ var mayImport = []struct {
 	{"internal/wire", ""},
 	{"internal/config", ""},
 	{"internal/ima", "internal/wire"},
+	{"internal/policy", "internal/ima"},
 	{"internal/manifest", ""},
 	{"internal/keys", "internal/config"},
 	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
 	{"attest-bench", "internal/keys"},
-	{"attest", "internal/config internal/ima internal/manifest internal/keys internal/rootfs"},
+	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs"},
 }
 
 // formats only turn bytes into values and back: they open nothing.
-var formats = []string{"internal/wire", "internal/ima"}
+var formats = []string{"internal/wire", "internal/ima", "internal/policy"}
 
 // oneHome are imports that one package alone may have.
 var oneHome = map[string]string{

@@ -39,6 +39,7 @@ var hints = []struct {
 	{keys.ErrNoPassphrase, "put it into a file and give --passphrase-file FILE, or set $" + passphraseEnv},
 	{keys.ErrPassphrase, "see --passphrase-file and $" + passphraseEnv + "; a token locks itself after some wrong PINs"},
 	{keys.ErrExpired, "make a new certificate for the same key, attest keys renew; to rebuild an old image there is --allow-expired"},
+	{errNoPolicy, "attest policy list"},
 	{rootfs.ErrNoLibc, "build with CGO_ENABLED=1"},
 }
 
