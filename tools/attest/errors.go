@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 
+	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
 
@@ -12,6 +13,7 @@ var (
 	errIncomplete  = errors.New("the tree is not signed")
 	errFindings    = errors.New("the tree is not what was signed")
 	errIsImage     = errors.New("is a file, not a directory")
+	errEmpty       = errors.New("no regular file in it")
 	errNoTrust     = errors.New("no certificate to check signatures with")
 )
 
@@ -24,10 +26,20 @@ var hints = []struct {
 	{errInterrupted, "run the same command again: it completes what is missing"},
 	{errIsImage, "verify the tree before the image is made, or mount the image read-only and verify that"},
 	{errNoTrust, "give --cert FILE, or put the certificate into etc/keys of the tree and give --ca FILE"},
-	{errNoTarget, "say for which kernel the signatures are: --target x86_64"},
-	{rootfs.ErrNotPermitted, "run as root, under pseudo or fakeroot, or write a file for setfattr: --labels dump --output FILE"},
+	{errEmpty, "give the folder that holds the root filesystem"},
+	{rootfs.ErrNoTarget, "say for which kernel EVM signatures are: --target x86_64"},
+	{rootfs.ErrBusy, "wait until it has ended"},
+	{rootfs.ErrUntrusted, "see what is wrong with it: attest keys inspect --ca CA FILE"},
+	{rootfs.ErrNotPermitted, "run as root, under pseudo, or write a file for setfattr: --labels dump --output FILE"},
 	{rootfs.ErrUnsupported, "move the tree to ext4, xfs or btrfs, or write a file for setfattr: --labels dump --output FILE"},
-	{rootfs.ErrTooLarge, "use an ECDSA P-256 key, whose labels have 81 bytes, or a filesystem with larger inodes (mke2fs -I 512)"},
+	{rootfs.ErrTooLarge, "look at df; labels of ECDSA P-256 keys are the smallest, and mke2fs -I 512 makes room for them"},
+	{errNoCeremony, "make one to start from: attest keys init --print-ceremony > ceremony.toml"},
+	{errKeysExist, "name another --out, name the keys that are still to be made, or renew certificates: attest keys renew"},
+	{keys.ErrDebugKey, "make keys of your own, attest keys init --print-ceremony > ceremony.toml; for tests there is --allow-debug-keys"},
+	{keys.ErrNoPassphrase, "put it into a file and give --passphrase-file FILE, or set $" + passphraseEnv},
+	{keys.ErrPassphrase, "see --passphrase-file and $" + passphraseEnv + "; a token locks itself after some wrong PINs"},
+	{keys.ErrExpired, "make a new certificate for the same key, attest keys renew; to rebuild an old image there is --allow-expired"},
+	{errNoPolicy, "attest policy list"},
 	{rootfs.ErrNoLibc, "build with CGO_ENABLED=1"},
 }
 

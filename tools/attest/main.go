@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -43,6 +44,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -51,7 +53,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitGood
 	}
-	fmt.Fprintf(stderr, "attest: error: %v\n", err)
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(stderr, "attest: error: %s\n", showText(strings.TrimSuffix(line, "\n")))
+	}
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintf(stderr, "attest: hint: %s\n", hint)
 	}
@@ -71,10 +75,11 @@ a changed one (IMA and EVM), proves that they are signed, and makes the keys.
 
 Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 3 authentic but not acceptable, 4 findings (unsigned, changed or missing files).`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       version(),
+		SilenceUsage:      true,
+		DisableAutoGenTag: true, // a date and an advertisement in manual pages
+		SilenceErrors:     true,
+		Version:           version(),
 	}
-	root.AddCommand(newSign(), newVerify(), newKeys(), newMan())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newMan())
 	return root
 }

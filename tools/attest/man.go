@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,9 @@ func newMan() *cobra.Command {
 			}
 			if date.IsZero() {
 				date = time.Now()
+			}
+			if err := os.MkdirAll(args[0], 0o755); err != nil {
+				return err
 			}
 			return doc.GenManTree(c.Root(), &doc.GenManHeader{Section: "1", Source: "meta-attest " + version(), Date: &date}, args[0])
 		},

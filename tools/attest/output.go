@@ -8,12 +8,12 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
 // document is a JSON object that is written while its longest member, a list, is still
-// being made: {"schema": ..., LIST: [...], "summary": {...}}. A run that does not come
-// to its end leaves JSON that no parser accepts.
+// being made: {"schema": ..., LIST: [...], "summary": {...}}.
 type document struct {
 	w     *bufio.Writer
 	items int
@@ -70,4 +70,23 @@ func showPath(path string) string {
 		return quoted
 	}
 	return path
+}
+
+// plural is word, with an s unless n is one.
+func plural(n int64, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}
+
+// showText is a message for a person. It may hold names from the tree, which must not be
+// able to end the line or to talk to the terminal.
+func showText(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }

@@ -52,37 +52,47 @@ func showProgress(kind, what string, w io.Writer, p *rootfs.Progress) (stop func
 
 // bar is for a person at a terminal.
 func bar(what string, w io.Writer, p *rootfs.Progress) func(bool) {
-	b := progressbar.NewOptions64(-1,
+	var b *progressbar.ProgressBar
+	options := []progressbar.Option{
 		progressbar.OptionSetWriter(w),
 		progressbar.OptionSetDescription(what),
 		progressbar.OptionShowBytes(true),
+		progressbar.OptionShowCount(),
 		progressbar.OptionSetWidth(30),
 		progressbar.OptionClearOnFinish(),
-	)
+	}
 	return func(end bool) {
-		if total := p.TotalBytes.Load(); total > 0 && b.GetMax64() != total {
-			b.ChangeMax64(total)
+		total := p.TotalBytes.Load()
+		if total == 0 {
+			return // a bar without a length has a goroutine of its own
+		}
+		if b == nil {
+			b = progressbar.NewOptions64(total, options...)
 		}
 		b.Describe(fmt.Sprintf("%s %d/%d files", what, p.Files.Load(), p.TotalFiles.Load()))
-		b.Set64(min(p.Bytes.Load(), max(p.TotalBytes.Load(), 0)))
+		b.Set64(min(p.Bytes.Load(), total))
 		if end {
 			b.Finish()
 		}
 	}
 }
 
-// plainStep is how many percent are between two lines.
-const plainStep = 10
+// Of lines in a log: how many percent lie between two, and when the first may come.
+const (
+	plainStep  = 10
+	plainDelay = 2 * time.Second
+)
 
 // plain is for a log: few lines, none of them for a run that is over at once.
 func plain(what string, w io.Writer, p *rootfs.Progress) func(bool) {
 	next := int64(plainStep)
+	start := time.Now()
 	return func(end bool) {
 		total := p.TotalBytes.Load()
-		if total == 0 || end {
+		if total == 0 || end || time.Since(start) < plainDelay {
 			return
 		}
-		if percent := p.Bytes.Load() * 100 / total; percent >= next {
+		if percent := min(100, p.Bytes.Load()*100/total); percent >= next {
 			fmt.Fprintf(w, "%s: %d%% (%d of %d files)\n", what, percent, p.Files.Load(), p.TotalFiles.Load())
 			next = percent/plainStep*plainStep + plainStep
 		}

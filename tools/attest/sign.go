@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
@@ -51,8 +52,9 @@ func newSign() *cobra.Command {
 		Short: "Sign every file of a root filesystem",
 		Long: `sign walks ROOTFS and writes a label into security.ima of every regular file:
 a signature, or what the first matching rule says. It ends with "signed N of M";
-anything but N = M is an error that names each file. Signing again writes nothing
-that is right already.
+anything but N = M is an error, with the name of each file that could not be
+labelled or what ended the run. Signing again writes nothing that is right already.
+Without --evm a security.evm that is there is removed: it could not be vouched for.
 
 Rules come from --rule and from the file of --config (attest.toml):
 
@@ -67,6 +69,9 @@ before those of earlier ones, and those of --rule before all.`,
   attest sign rootfs --key 'pkcs11:token=build;object=ima' --cert ima.crt --rule skip:/var/**`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.check(c.Flags()); err != nil {
+				return err
+			}
 			return o.run(c.Context(), args[0], c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
@@ -81,10 +86,10 @@ before those of earlier ones, and those of --rule before all.`,
 	f.StringVar(&o.config, "config", "", "read rules from `FILE`, and FILE's folder of drop-ins")
 	f.StringArrayVar(&o.rules, "rule", nil, "`ACTION:PATH`, before the rules of --config; may be repeated")
 	f.BoolVar(&o.evm, "evm", false, "write an EVM portable signature into security.evm too")
-	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of the first ELF file)")
-	f.BoolVar(&o.verity, "verity", false, "sign the fs-verity digest instead of the digest of the content")
+	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of all ELF files in the tree, if they agree)")
+	f.BoolVar(&o.verity, "verity", false, "sign the fs-verity digest instead of the digest of the content; the device needs fs-verity on these files and digest_type=verity in its policy")
 	o.verityFlags.addFlags(f)
-	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "write labels through `WAY`: auto, libc (pseudo, fakeroot), direct, or dump (a file for setfattr)")
+	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "write labels through `WAY`: auto, libc (pseudo), direct, or dump (a file for setfattr)")
 	f.StringVar(&o.output, "output", "-", "`FILE` for --labels dump; restore it with: cd ROOTFS && setfattr -h --restore=FILE")
 	f.StringVar(&o.manifest, "manifest", "", "write what the image holds, signed, to `FILE`")
 	f.StringVar(&o.name, "name", "", "`NAME` of the image in the manifest")
@@ -94,11 +99,51 @@ before those of earlier ones, and those of --rule before all.`,
 	f.BoolVar(&o.clearSkipped, "clear-skipped", false, "remove labels from files that a rule skips")
 	f.StringVar(&o.progress, "progress", "auto", "show progress as `KIND`: auto, bar, plain or none")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.sign/v1)")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "print hard links and files without an EVM signature, too")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print hard links and what is told of skipped files, too")
 	c.MarkFlagRequired("key")
 	c.MarkFlagRequired("cert")
 	c.MarkFlagsRequiredTogether("evm-key", "evm-cert")
 	return c
+}
+
+// check refuses flags that would have no effect.
+func (o *signFlags) check(f *pflag.FlagSet) error {
+	for _, rule := range []struct {
+		flag, needs string
+		met         bool
+	}{
+		{"evm-key", "--evm", o.evm},
+		{"verity-block-size", "--verity", o.verity},
+		{"verity-salt", "--verity", o.verity},
+		{"output", "--labels dump", o.labels == labelsDump},
+		{"name", "--manifest", o.manifest != ""},
+		{"clear-skipped", "--labels auto, libc or direct", o.labels != labelsDump},
+		{"target", "--evm", o.evm},
+	} {
+		if f.Changed(rule.flag) && !rule.met {
+			return fmt.Errorf("--%s has no effect without %s", rule.flag, rule.needs)
+		}
+	}
+	if o.dryRun && (o.manifest != "" || o.labels == labelsDump) {
+		return errors.New("--dry-run writes nothing: leave --manifest and --labels dump out")
+	}
+	return checkJobs(o.jobs)
+}
+
+// checkOutputs refuses results in the tree, and warns of owners that are not the image's.
+func (o *signFlags) checkOutputs(tree *rootfs.Tree, stderr io.Writer) error {
+	if err := refuseInside(tree, "--manifest", o.manifest); err != nil {
+		return err
+	}
+	if o.labels == labelsDump {
+		if err := refuseInside(tree, "--output", o.output); err != nil {
+			return err
+		}
+		if os.Getuid() != 0 && (o.evm || o.manifest != "") {
+			fmt.Fprintln(stderr, "attest: warning: owners are signed as this user sees them; if they are others in the image, run under pseudo")
+		}
+	}
+	return nil
 }
 
 // run does what the flags say.
@@ -119,10 +164,14 @@ func (o *signFlags) run(ctx context.Context, root string, stdout, stderr io.Writ
 		return err
 	}
 	defer closeKeys()
+	if err := o.checkOutputs(tree, stderr); err != nil {
+		return err
+	}
 	if o.evm {
-		if opts.Layout, err = findLayout(ctx, tree, o.target, stderr); err != nil {
+		if opts.Layout, err = findLayout(ctx, tree, o.target); err != nil {
 			return err
 		}
+		fmt.Fprintf(stderr, "attest: EVM signatures for a %v kernel\n", opts.Layout)
 	}
 	dump, err := o.openDump(stdout)
 	if err != nil {
@@ -144,6 +193,9 @@ func (o *signFlags) run(ctx context.Context, root string, stdout, stderr io.Writ
 	}
 	report, err := rootfs.Sign(ctx, tree, opts)
 	stop()
+	if err == nil && report.Empty() {
+		err = fmt.Errorf("%s: %w", root, errEmpty)
+	}
 	if err == nil && report.Complete() {
 		err = errors.Join(o.commitManifest(&opts), dump.commit())
 	}
@@ -232,20 +284,13 @@ func (o *signFlags) openKey(ctx context.Context, uri, file string, stderr io.Wri
 		return nil, nil, err
 	}
 	cert := certs[0] // as openssl takes the first of a chain for the leaf
-	key, err := keys.Open(ctx, uri, o.Options())
+	key, err := o.open(ctx, uri, stderr)
 	if err != nil {
 		return nil, nil, err
 	}
-	warn := func(text string) { fmt.Fprintf(stderr, "attest: warning: %s\n", text) }
-	for _, w := range key.Warnings {
-		warn(w)
-	}
-	if name, ok := keys.DebugName(key.Public()); ok {
-		warn(fmt.Sprintf("%s is published as %s: anybody can sign files for this image", uri, name))
-	}
 	err = keys.CheckPair(key.Public(), cert, time.Now())
 	if errors.Is(err, keys.ErrExpired) && o.allowExpired {
-		warn(err.Error())
+		fmt.Fprintf(stderr, "attest: warning: %v\n", err)
 		err = nil
 	}
 	if err != nil {
@@ -268,9 +313,17 @@ func (o *signFlags) openManifest(tree *rootfs.Tree, opts *rootfs.SignOptions) er
 		return fmt.Errorf("read the package lists of the tree: %w", err)
 	}
 	opts.Manifest, err = manifest.Create(o.manifest, manifest.Header{
-		Name: o.name, Created: created, Target: o.target, Generator: "attest " + version(),
+		Name: o.name, Created: created, Target: o.targetName(opts), Generator: "attest " + version(),
 	})
 	return err
+}
+
+// targetName is the target as the manifest tells it; nothing where nothing depends on it.
+func (o *signFlags) targetName(opts *rootfs.SignOptions) string {
+	if o.evm && o.target == "" {
+		return opts.Layout.String()
+	}
+	return o.target
 }
 
 func (o *signFlags) commitManifest(opts *rootfs.SignOptions) error {

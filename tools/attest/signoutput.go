@@ -50,7 +50,9 @@ func (out *signOutput) note(n rootfs.Note) {
 	}
 	switch {
 	case n.Kind.Bad():
-		fmt.Fprintf(out.stderr, "attest: %s: %s\n", showPath(n.Path), n.Message)
+		fmt.Fprintf(out.stderr, "attest: %s: %s\n", showPath(n.Path), showText(n.Message))
+	case n.Kind == rootfs.NoteUnusedRule:
+		fmt.Fprintf(out.stderr, "attest: warning: %s: %s\n", showPath(n.Path), n.Message)
 	case out.flags.verbose && n.Kind == rootfs.NoteLinks:
 		names := make([]string, len(n.Other))
 		for i, path := range n.Other {
@@ -87,7 +89,7 @@ func (out *signOutput) end(r *rootfs.SignReport, err error) error {
 			return err
 		}
 	} else if err == nil || r.Files > 0 {
-		out.text(r)
+		err = errors.Join(err, out.text(r))
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -95,24 +97,24 @@ func (out *signOutput) end(r *rootfs.SignReport, err error) error {
 	case err != nil:
 		return err
 	case !complete:
-		return &exitError{exitFindings, fmt.Errorf("%d of %d files have no label or not the one that the rules demand: %w",
-			max(r.Files-r.Signed, r.Failed), r.Files, errIncomplete)}
+		return &exitError{exitFindings, fmt.Errorf("%w: signed %d of %d, %d %s%s", errIncomplete,
+			r.Signed, r.Files, r.Failed, plural(r.Failed, "problem"), out.notWritten())}
 	}
 	return nil
 }
 
 // text prints the summary for a person; its last line is "signed N of M".
-func (out *signOutput) text(r *rootfs.SignReport) {
+func (out *signOutput) text(r *rootfs.SignReport) error {
 	for _, note := range []struct {
 		kind rootfs.NoteKind
 		text string
 	}{
-		{rootfs.NoteOutside, "files have further names outside of the tree, which share the label"},
-		{rootfs.NoteStale, "skipped files have a label (remove it with --clear-skipped)"},
-		{rootfs.NoteNoEVM, "files have no security.evm: a policy that appraises them will refuse them"},
+		{rootfs.NoteOutside, "files with further names outside of the tree, which share the label"},
+		{rootfs.NoteStale, "skipped files that have a label, which --clear-skipped removes"},
+		{rootfs.NoteNoEVM, "skipped files without security.evm, which a policy that appraises them refuses once EVM is on"},
 	} {
 		if n := out.counts[note.kind]; n > 0 {
-			fmt.Fprintf(out.stderr, "attest: %d %s\n", n, note.text)
+			fmt.Fprintf(out.stderr, "attest: %s: %d\n", note.text, n)
 		}
 	}
 	verb := "signed"
@@ -123,10 +125,23 @@ func (out *signOutput) text(r *rootfs.SignReport) {
 	for _, part := range []struct {
 		text string
 		n    int64
-	}{{"hashed only", r.Hashed}, {"skipped", r.Skipped}, {"cleared", r.Cleared}, {"hard links", r.Links}} {
+	}{{"hashed only", r.Hashed}, {"skipped", r.Skipped}, {"labels removed", r.Cleared}, {"hard links", r.Links}} {
 		if part.n > 0 {
 			more = append(more, fmt.Sprintf(", %s %d", part.text, part.n))
 		}
 	}
-	fmt.Fprintf(out.stdout, "%s %d of %d (written %d, unchanged %d%s)\n", verb, r.Signed, r.Files, r.Written, r.Unchanged, strings.Join(more, ""))
+	_, err := fmt.Fprintf(out.stdout, "%s %d of %d (written %d, unchanged %d%s)\n", verb, r.Signed, r.Files, r.Written, r.Unchanged, strings.Join(more, ""))
+	return err
+}
+
+// notWritten names the results that an incomplete run does not leave.
+func (out *signOutput) notWritten() string {
+	text := ""
+	if out.flags.manifest != "" {
+		text += "; " + out.flags.manifest + " was not written"
+	}
+	if out.flags.labels == labelsDump && out.flags.output != "-" {
+		text += "; " + out.flags.output + " was not written"
+	}
+	return text
 }

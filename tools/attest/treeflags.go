@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
@@ -40,23 +41,27 @@ func (v *verityFlags) params(hash ima.HashAlgo) (*ima.VerityParams, error) {
 	return p, nil
 }
 
-// errNoTarget means that nothing says for which kernel EVM signatures are.
-var errNoTarget = errors.New("the tree has no ELF file that tells the architecture of its kernel")
-
 // findLayout returns what EVM signatures depend on in the target's kernel.
-func findLayout(ctx context.Context, tree *rootfs.Tree, target string, stderr io.Writer) (ima.Layout, error) {
+func findLayout(ctx context.Context, tree *rootfs.Tree, target string) (ima.Layout, error) {
 	if target != "" {
 		return ima.ParseTarget(target)
 	}
-	layout, path, ok, err := tree.Target(ctx)
+	return tree.Target(ctx)
+}
+
+// refuseInside refuses to write a result into the tree that it is about.
+func refuseInside(tree *rootfs.Tree, flag, path string) error {
+	if path == "" || path == "-" {
+		return nil
+	}
+	inside, err := tree.Contains(path)
+	if err == nil && inside {
+		err = errors.New("lies in the tree that is signed")
+	}
 	if err != nil {
-		return layout, err
+		return fmt.Errorf("%s %s: %w", flag, path, err)
 	}
-	if !ok {
-		return layout, errNoTarget
-	}
-	fmt.Fprintf(stderr, "attest: EVM for a %v kernel, as %s is\n", layout, showPath(path))
-	return layout, nil
+	return nil
 }
 
 // labelsDump is the kind of labels that go to a file for setfattr.
@@ -78,9 +83,13 @@ func (o *signFlags) openDump(stdout io.Writer) (*dumpFile, error) {
 	if o.output == "-" {
 		return &dumpFile{Writer: bufio.NewWriter(stdout)}, nil
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(o.output), "."+filepath.Base(o.output)+".*")
+	if st, err := os.Lstat(o.output); err == nil && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("--output %s: is not a regular file", o.output)
+	}
+	tmp, err := os.OpenFile(filepath.Join(filepath.Dir(o.output), "."+filepath.Base(o.output)+".tmp"),
+		os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o666)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--output %s: %w", o.output, err)
 	}
 	return &dumpFile{bufio.NewWriter(tmp), tmp, o.output}, nil
 }
@@ -92,7 +101,7 @@ func (d *dumpFile) commit() error {
 	if err := d.Flush(); err != nil || d.tmp == nil {
 		return err
 	}
-	if err := errors.Join(d.tmp.Chmod(0o644), d.tmp.Sync(), d.tmp.Close()); err != nil {
+	if err := errors.Join(d.tmp.Sync(), d.tmp.Close()); err != nil {
 		return err
 	}
 	err := os.Rename(d.tmp.Name(), d.path)
@@ -106,4 +115,14 @@ func (d *dumpFile) abort() {
 		d.tmp.Close()
 		os.Remove(d.tmp.Name())
 	}
+}
+
+// maxJobs bounds --jobs: each has an open file and a buffer.
+const maxJobs = 512
+
+func checkJobs(n int) error {
+	if n < 0 || n > maxJobs {
+		return fmt.Errorf("--jobs %d is not from 0 to %d", n, maxJobs)
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,12 +39,12 @@ func newVerify() *cobra.Command {
 		Short: "Check every label of a root filesystem",
 		Long: `verify checks the labels of every regular file below ROOTFS against its content,
 owner, mode and attributes, and the manifest if there is one. Signatures count when
-they are made by a certificate of --cert. With --ca each certificate must be signed by
-that CA, as the kernel demands, and those in etc/keys of the tree count too.
+they are made by a certificate of --cert. With --ca each certificate must be one that a
+kernel with that CA built in loads, and those in etc/keys of the tree count too.
 
 Findings, one a line as "path: code: reason", make the exit code 4: unsigned, changed,
-wrong-key, malformed, weak, evm-missing, evm-mismatch, unreadable, other-mount; with a
-manifest also added, missing, differs. An expired certificate is a warning: the kernel
+wrong-key, malformed, weak, too-new, evm-missing, evm-mismatch, unreadable,
+other-mount; with a manifest also added, missing, differs. An expired certificate is a warning: the kernel
 does not look at the date.`,
 		Example: `  attest verify rootfs --ca root.crt --all
   attest verify rootfs --cert ima.crt --evm --manifest image.attest.json --json`,
@@ -57,11 +58,11 @@ does not look at the date.`,
 	f.StringArrayVar(&o.certs, "cert", nil, "signing certificates, PEM or DER `FILE`; may be repeated")
 	f.StringVar(&o.manifest, "manifest", "", "compare the tree with the manifest in `FILE`")
 	f.BoolVar(&o.evm, "evm", false, "every labelled file must have an EVM signature")
-	f.BoolVar(&o.all, "all", false, "every regular file must have a label")
-	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of the first ELF file)")
+	f.BoolVar(&o.all, "all", false, "every regular file must be signed; with --manifest, as the manifest says")
+	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of all ELF files in the tree, if they agree)")
 	o.verity.addFlags(f)
-	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "read labels through `WAY`: auto, libc (pseudo, fakeroot) or direct")
-	f.IntVar(&o.jobs, "jobs", runtime.NumCPU(), "check `N` files at once")
+	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "read labels through `WAY`: auto, libc (pseudo) or direct")
+	f.IntVar(&o.jobs, "jobs", 0, "check `N` files at once (default: one for each processor)")
 	f.StringVar(&o.progress, "progress", "auto", "show progress as `KIND`: auto, bar, plain or none")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.verify/v1)")
 	c.MarkFlagsOneRequired("ca", "cert")
@@ -70,6 +71,12 @@ does not look at the date.`,
 
 // run does what the flags say.
 func (o *verifyFlags) run(ctx context.Context, root string, stdout, stderr io.Writer) error {
+	if err := checkJobs(o.jobs); err != nil {
+		return err
+	}
+	if o.jobs == 0 {
+		o.jobs = runtime.NumCPU()
+	}
 	if st, err := os.Stat(root); err == nil && st.Mode().IsRegular() {
 		return fmt.Errorf("%s: %w", root, errIsImage)
 	}
@@ -82,17 +89,15 @@ func (o *verifyFlags) run(ctx context.Context, root string, stdout, stderr io.Wr
 		return err
 	}
 	defer tree.Close()
-	out := &verifyOutput{stdout: stdout}
+	out := &verifyOutput{stdout: stdout, warnings: []string{}}
 	if o.json {
 		out.doc = newDocument(stdout, "attest.verify/v1", "findings")
 	}
-	opts := rootfs.CheckOptions{EVM: o.evm, All: o.all, Jobs: max(o.jobs, 1), Progress: new(rootfs.Progress), Find: out.find}
+	opts := rootfs.CheckOptions{EVM: o.evm, All: o.all, Jobs: o.jobs, Progress: new(rootfs.Progress), Find: out.find}
 	if opts.Trust, err = o.trust(tree, out); err != nil {
 		return err
 	}
-	if opts.Layout, err = o.layout(ctx, tree, stderr); err != nil {
-		return err
-	}
+	opts.Layout = sync.OnceValues(func() (ima.Layout, error) { return findLayout(ctx, tree, o.target) })
 	verity, err := o.verity.params(ima.SHA256)
 	if err != nil {
 		return err
@@ -118,16 +123,6 @@ func (o *verifyFlags) run(ctx context.Context, root string, stdout, stderr io.Wr
 	return out.end(report, err, stderr)
 }
 
-// layout finds the target, which only EVM signatures depend on: a tree that does not
-// tell it may have none.
-func (o *verifyFlags) layout(ctx context.Context, tree *rootfs.Tree, stderr io.Writer) (ima.Layout, error) {
-	l, err := findLayout(ctx, tree, o.target, io.Discard)
-	if errors.Is(err, errNoTarget) && !o.evm {
-		return ima.ParseTarget("x86_64")
-	}
-	return l, err
-}
-
 // trust collects the certificates whose signatures count.
 func (o *verifyFlags) trust(tree *rootfs.Tree, out *verifyOutput) (*rootfs.Trust, error) {
 	cas, err := readAll(o.cas)
@@ -145,7 +140,7 @@ func (o *verifyFlags) trust(tree *rootfs.Tree, out *verifyOutput) (*rootfs.Trust
 		}
 		certs = append(certs, found...)
 		for _, path := range rejected {
-			out.warn(fmt.Sprintf("%s: no certificate signed by the CA: the kernel would not load it", showPath(path)))
+			out.warn("the kernel would not load " + path)
 		}
 	}
 	if len(certs) == 0 {
@@ -203,7 +198,7 @@ func (out *verifyOutput) find(f rootfs.Finding) {
 		out.doc.add(jsonFinding{f.Code, newJSONPath(f.Path), f.Message})
 		return
 	}
-	fmt.Fprintf(out.stdout, "%s: %s: %s\n", showPath(f.Path), f.Code, f.Message)
+	fmt.Fprintf(out.stdout, "%s: %s: %s\n", showPath(f.Path), f.Code, showText(f.Message))
 }
 
 // verifySummary is the end of the document.
@@ -221,18 +216,22 @@ type verifySummary struct {
 // end prints the summary, and returns the error that the program ends with.
 func (out *verifyOutput) end(r *rootfs.CheckReport, err error, stderr io.Writer) error {
 	for _, w := range out.warnings {
-		fmt.Fprintf(stderr, "attest: warning: %s\n", w)
+		fmt.Fprintf(stderr, "attest: warning: %s\n", showText(w))
 	}
-	if err == nil && r.Findings == 0 && r.Files > 0 && r.Signed+r.Hashed == 0 {
+	if err == nil && r.Findings == 0 && r.Files == 0 {
+		err = errEmpty
+	}
+	if err == nil && r.Findings == 0 && r.Signed+r.Hashed == 0 {
 		err = &exitError{exitFindings, fmt.Errorf("none of %d files has a label: %w", r.Files, errFindings)}
 	}
 	if err == nil && r.Findings > 0 {
-		err = &exitError{exitFindings, fmt.Errorf("%d findings: %w", r.Findings, errFindings)}
+		err = &exitError{exitFindings, fmt.Errorf("%w: %d %s", errFindings, r.Findings, plural(r.Findings, "finding"))}
 	}
 	if out.doc != nil {
 		s := verifySummary{r.Files, r.Signed, r.Hashed, r.Unsigned, r.Findings, r.Bytes, out.warnings, err == nil}
 		return errors.Join(err, out.doc.end(s))
 	}
-	fmt.Fprintf(out.stdout, "verified %d of %d files (hashed only %d, unlabelled %d), %d findings\n", r.Signed+r.Hashed, r.Files, r.Hashed, r.Unsigned, r.Findings)
-	return err
+	_, printed := fmt.Fprintf(out.stdout, "verified %d of %d files (hashed only %d, unlabelled %d), %d %s\n",
+		r.Signed+r.Hashed, r.Files, r.Hashed, r.Unsigned, r.Findings, plural(r.Findings, "finding"))
+	return errors.Join(err, printed)
 }

@@ -63,7 +63,10 @@ func Decode(name, text string, v any) error {
 	if err != nil {
 		var parse toml.ParseError
 		if errors.As(err, &parse) {
-			return fmt.Errorf("%s:%d: %s", name, parse.Position.Line, strings.TrimPrefix(parse.Error(), "toml: "))
+			if parse.LastKey != "" {
+				return fmt.Errorf("%s:%d: %s: %s", name, parse.Position.Line, parse.LastKey, parse.Message)
+			}
+			return fmt.Errorf("%s:%d: %s", name, parse.Position.Line, parse.Message)
 		}
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -43,10 +43,10 @@ func (l Layout) String() string {
 var targets = func() map[string]Layout {
 	m := map[string]Layout{}
 	for layout, names := range map[Layout]string{
-		{64, binary.LittleEndian}: "x86_64 amd64 aarch64 arm64 riscv64 loongarch64 mips64el mips64le mipsisa64r6el powerpc64le ppc64le",
-		{32, binary.LittleEndian}: "i386 i486 i586 i686 386 arm armhf armv7l riscv32 mipsel mipsle mipsisa32r6el powerpcle xtensa",
-		{64, binary.BigEndian}:    "aarch64_be mips64 powerpc64 ppc64 s390x sparc64",
-		{32, binary.BigEndian}:    "armeb mips powerpc ppc sparc hppa",
+		{64, binary.LittleEndian}: "x86_64 amd64 aarch64 arm64 riscv64 loongarch64 mips64el mips64le mips64r6el mipsisa64r6el powerpc64le ppc64le ppc64el",
+		{32, binary.LittleEndian}: "i386 i486 i586 i686 386 arm armel armhf armv6l armv7l armv8l riscv32 mipsel mipsle mipsisa32r6el microblazeel sh4 powerpcle xtensa",
+		{64, binary.BigEndian}:    "aarch64_be mips64 mipsisa64r6 powerpc64 ppc64 s390x sparc64",
+		{32, binary.BigEndian}:    "armeb mips mipsisa32r6 microblaze powerpc ppc sparc hppa",
 	} {
 		for name := range strings.FieldsSeq(names) {
 			m[name] = layout

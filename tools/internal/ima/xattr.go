@@ -159,14 +159,21 @@ func KeyID(cert *x509.Certificate) (uint32, error) {
 	return binary.BigEndian.Uint32(id[len(id)-4:]), nil
 }
 
+// Version is the version in which signatures of a type are made: the one that all
+// kernels read. Linux 7.2 takes version 3 for all types; Linux 6.12 refuses a [Signature]
+// and misreads a [PortableSignature] of it.
+func Version(t XattrType) uint8 {
+	if t == VeritySignature {
+		return 3
+	}
+	return 2
+}
+
 // Sign makes a signature of digest, which is the digest of a file's content for
 // [Signature], of its metadata for [PortableSignature] (see [EVMDigest]), and its
 // fs-verity digest for [VeritySignature].
 func Sign(t XattrType, key crypto.Signer, keyID uint32, algo HashAlgo, digest []byte) (*Xattr, error) {
-	x := &Xattr{Type: t, Version: 2, Hash: algo, KeyID: keyID}
-	if t == VeritySignature {
-		x.Version = 3
-	}
+	x := &Xattr{Type: t, Version: Version(t), Hash: algo, KeyID: keyID}
 	tbs, err := x.signed(digest)
 	if err != nil {
 		return nil, err

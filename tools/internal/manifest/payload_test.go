@@ -301,7 +301,8 @@ func redigest(in []byte) []byte {
 	n := len(lines) - 2 // the footer; nothing comes after its line end
 	h := sha256.New()
 	for _, l := range lines[1:n] {
-		h.Write(append(bytes.TrimSuffix(bytes.TrimSuffix(l, []byte("\n")), []byte(",")), '\n'))
+		h.Write(bytes.TrimRight(l, ",\n"))
+		h.Write([]byte("\n"))
 	}
 	key := []byte(digestName + `":"`)
 	at := bytes.Index(lines[n], key) + len(key)

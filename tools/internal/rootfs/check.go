@@ -21,10 +21,11 @@ type Code string
 
 // Codes of findings.
 const (
-	CodeUnsigned    Code = "unsigned"     // no security.ima
+	CodeUnsigned    Code = "unsigned"     // no security.ima, or a digest that nobody signed
 	CodeChanged     Code = "changed"      // the content is not what the label is for
 	CodeWrongKey    Code = "wrong-key"    // signed, but not by a trusted certificate
 	CodeMalformed   Code = "malformed"    // not a label that a kernel could read
+	CodeTooNew      Code = "too-new"      // right, but only to kernels newer than 6.12
 	CodeWeak        Code = "weak"         // right, but by a hash or key that is broken
 	CodeEVMMissing  Code = "evm-missing"  // no security.evm
 	CodeEVMMismatch Code = "evm-mismatch" // owner, mode or an attribute is not what was signed
@@ -45,11 +46,11 @@ type Finding struct {
 // CheckOptions say how [Check] checks a tree.
 type CheckOptions struct {
 	Trust    *Trust
-	EVM      bool               // every labelled file must have a security.evm
-	Layout   ima.Layout         // of the kernel that security.evm is for
-	Verity   ima.VerityParams   // block size and salt of fs-verity digests; the label names the hash
-	All      bool               // unsigned files are findings
-	Manifest *manifest.Manifest // every name of the tree must be as it says; may be nil
+	EVM      bool                       // every labelled file must have a security.evm
+	Layout   func() (ima.Layout, error) // of the kernel that security.evm is for; asked when there is one
+	Verity   ima.VerityParams           // block size and salt of fs-verity digests; the label names the hash
+	All      bool                       // files that nobody signed are findings; a manifest says itself which have no signature
+	Manifest *manifest.Manifest         // every name of the tree must be as it says; may be nil
 	Jobs     int
 	Progress *Progress
 	Find     func(Finding) // called in the order of the walk
@@ -74,13 +75,13 @@ type checked struct {
 
 // Check checks every label of the tree.
 func Check(ctx context.Context, t *Tree, o CheckOptions) (*CheckReport, error) {
-	c := &checking{tree: t, CheckOptions: o, report: &CheckReport{}, links: map[inode]contents{}}
-	s, err := t.survey(ctx, func(File) bool { return true })
+	c := &checking{tree: t, CheckOptions: o, report: &CheckReport{}, links: linked{}}
+	files, bytes, err := t.survey(ctx, func(File) (label, read bool) { return true, true })
 	if err != nil {
 		return c.report, err
 	}
-	o.Progress.TotalFiles.Store(s.Files)
-	o.Progress.TotalBytes.Store(s.Bytes)
+	o.Progress.TotalFiles.Store(files)
+	o.Progress.TotalBytes.Store(bytes)
 	if o.Manifest != nil {
 		if err := c.compare(o.Manifest); err != nil {
 			return c.report, err
@@ -95,6 +96,9 @@ func Check(ctx context.Context, t *Tree, o CheckOptions) (*CheckReport, error) {
 		err = c.differ.Finish()
 	}
 	c.report.Bytes = o.Progress.Bytes.Load()
+	if err == nil && c.report.Files != files {
+		err = fmt.Errorf("%s: %w: %d files, then %d", t.root, errChanged, files, c.report.Files)
+	}
 	return c.report, err
 }
 
@@ -107,13 +111,19 @@ func (c *checking) compare(m *manifest.Manifest) (err error) {
 		}
 		c.digests = append(c.digests, a)
 	}
-	codes := map[manifest.Kind]Code{manifest.Added: CodeAdded, manifest.Missing: CodeMissing, manifest.Changed: CodeDiffers}
 	c.differ, err = m.Diff(func(f manifest.Finding) error {
-		texts := []string{"manifest"}
-		for _, d := range f.Differences {
-			texts = append(texts, d.String())
+		switch f.Kind {
+		case manifest.Added:
+			c.find(Finding{CodeAdded, f.Path, "not in the manifest"})
+		case manifest.Missing:
+			c.find(Finding{CodeMissing, f.Path, "in the manifest only"})
+		default:
+			var texts []string
+			for _, d := range f.Differences {
+				texts = append(texts, d.String())
+			}
+			c.find(Finding{CodeDiffers, f.Path, "from the manifest: " + strings.Join(texts, "; ")})
 		}
-		c.find(Finding{codes[f.Kind], f.Path, strings.Join(texts, ": ")})
 		return nil
 	})
 	return err
@@ -125,8 +135,8 @@ type checking struct {
 	tree    *Tree
 	report  *CheckReport
 	differ  *manifest.Differ
-	digests []ima.HashAlgo     // that the manifest has of files
-	links   map[inode]contents // of files with several names
+	digests []ima.HashAlgo // that the manifest has of files
+	links   linked
 }
 
 // emit takes the result of one name, in the order of the walk.
@@ -150,11 +160,7 @@ func (c *checking) emit(f File, r checked, err error) error {
 		return nil
 	}
 	if f.Regular() && f.Nlink > 1 {
-		if r.report.Files == 0 {
-			r.contents = c.links[f.inode()]
-		} else {
-			c.links[f.inode()] = r.contents
-		}
+		r.contents = c.links.contents(f, r.contents)
 	}
 	e, err := c.tree.entry(f, r.contents)
 	if err != nil {
@@ -220,7 +226,7 @@ func (w *checker) labels(ctx context.Context, file *os.File, f File, r *checked)
 	switch {
 	case value == nil:
 		r.report.Unsigned++
-		if w.All {
+		if w.All && w.Manifest == nil {
 			r.find(CodeUnsigned, f, "no security.ima")
 		}
 	case malformed != nil:
@@ -231,7 +237,14 @@ func (w *checker) labels(ctx context.Context, file *os.File, f File, r *checked)
 		}
 		w.content(x, f, verity, r)
 	}
-	return w.metadata(in, evm, f, r)
+	signed, err := w.metadata(in, evm, f, r)
+	if err != nil {
+		return err
+	}
+	if w.All && w.Manifest == nil && x != nil && !x.IsSignature() && !signed {
+		r.find(CodeUnsigned, f, "security.ima is a digest, which anybody can write, and no security.evm covers it")
+	}
+	return nil
 }
 
 // hash reads the file once, for the digests wanted and the fs-verity digest that x signs.
@@ -297,31 +310,34 @@ func (w *checker) content(x *ima.Xattr, f File, verity []byte, r *checked) {
 }
 
 // metadata checks security.evm against owner, mode and attributes.
-func (w *checker) metadata(in ima.Inode, evm []byte, f File, r *checked) error {
+func (w *checker) metadata(in ima.Inode, evm []byte, f File, r *checked) (signed bool, err error) {
 	switch {
-	case evm == nil && w.EVM && (w.All || in.Xattrs[ima.XattrIMA] != nil):
+	case evm == nil && w.EVM && (w.All && w.Manifest == nil || in.Xattrs[ima.XattrIMA] != nil):
 		r.find(CodeEVMMissing, f, "no security.evm")
-		return nil
+		return false, nil
 	case evm == nil:
-		return nil
+		return false, nil
 	}
 	x, err := ima.ParseEVM(evm)
 	if err != nil {
 		r.find(CodeMalformed, f, "security.evm: "+err.Error())
-		return nil
+		return false, nil
 	}
 	if x.Type != ima.PortableSignature {
 		r.find(CodeMalformed, f, fmt.Sprintf("security.evm: type %d is bound to one kernel or inode and cannot be checked here", x.Type))
-		return nil
+		return false, nil
 	}
-	digest, err := ima.EVMDigest(x.Hash, w.Layout, in)
+	layout, err := w.Layout()
+	if err != nil {
+		return false, err
+	}
+	digest, err := ima.EVMDigest(x.Hash, layout, in)
 	if err != nil {
 		r.find(CodeEVMMismatch, f, err.Error())
-		return nil
+		return false, nil
 	}
-	w.signature(ima.XattrEVM, CodeEVMMismatch, fmt.Sprintf("owner %d:%d, mode %06o or an attribute is not what was signed for a %v kernel",
-		in.UID, in.GID, in.Mode, w.Layout), x, digest, f, r)
-	return nil
+	return w.signature(ima.XattrEVM, CodeEVMMismatch, fmt.Sprintf("owner %d:%d, mode %06o or an attribute is not what was signed for a %v kernel",
+		in.UID, in.GID, in.Mode, layout), x, digest, f, r), nil
 }
 
 // signature verifies one signature and words the finding.
@@ -337,6 +353,9 @@ func (w *checker) signature(name string, mismatch Code, text string, x *ima.Xatt
 	default:
 		if weak := x.Weakness(cert.PublicKey); weak != "" {
 			r.find(CodeWeak, f, name+": "+weak)
+		}
+		if x.Version != ima.Version(x.Type) {
+			r.find(CodeTooNew, f, fmt.Sprintf("%s: signature version %d, which Linux 6.12 refuses", name, x.Version))
 		}
 		return true
 	}

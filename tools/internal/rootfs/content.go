@@ -17,8 +17,8 @@ import (
 // enough that it stays in the cache between reading and hashing.
 const bufSize = 128 << 10
 
-// errChanged means that a file was written to while it was read.
-var errChanged = errors.New("changed while it was being read")
+// errChanged means that a file, or its metadata, was changed during the walk.
+var errChanged = errors.New("changed while the tree was being walked")
 
 // reader reads files; each goroutine has its own.
 type reader struct {
@@ -33,21 +33,30 @@ func (r *reader) open(f File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, err := statx(int(file.Fd()), "", unix.AT_EMPTY_PATH)
-	if err == nil && now.inode() != f.inode() {
-		err = errors.New("replaced while the tree was being walked")
-	}
-	if err != nil {
+	if err := r.unchanged(file, f); err != nil {
 		file.Close()
 		return nil, err
 	}
 	return file, nil
 }
 
+// unchanged compares an open file with what the walk saw. The time of the last change of
+// the inode covers content, owner, mode and attributes, and cannot be set back.
+func (r *reader) unchanged(file *os.File, f File) error {
+	now, err := statx(int(file.Fd()), "", unix.AT_EMPTY_PATH)
+	switch {
+	case err != nil:
+		return err
+	case now.inode() != f.inode() || now.ctime != f.ctime || now.Size != f.Size:
+		return errChanged
+	}
+	return nil
+}
+
 // read streams the content of file into w, once.
 func (r *reader) read(ctx context.Context, file *os.File, f File, w ...io.Writer) error {
 	var size int64
-	for size < f.Size { // the statx at the end sees what was appended meanwhile
+	for size < f.Size { // what is appended meanwhile is seen at the end
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -64,14 +73,10 @@ func (r *reader) read(ctx context.Context, file *os.File, f File, w ...io.Writer
 			return err
 		}
 	}
-	now, err := statx(int(file.Fd()), "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return err
-	}
-	if now.Mtime != f.Mtime || now.Size != size {
+	if size != f.Size {
 		return errChanged
 	}
-	return nil
+	return r.unchanged(file, f)
 }
 
 // digests are of one file's content.

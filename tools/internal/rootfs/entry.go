@@ -17,6 +17,28 @@ type contents struct {
 	ima, evm, capability []byte // values of the attributes
 }
 
+// linked are the contents of files with several names, while further ones are to come.
+type linked map[inode]*struct {
+	contents
+	left uint32
+}
+
+// contents returns what was found at the first name of f's file; c is that when this is it.
+func (l linked) contents(f File, c contents) contents {
+	known := l[f.inode()]
+	if known == nil {
+		known = &struct {
+			contents
+			left uint32
+		}{c, f.Nlink}
+		l[f.inode()] = known
+	}
+	if known.left--; known.left == 0 {
+		delete(l, f.inode())
+	}
+	return known.contents
+}
+
 // entry is the line that a manifest has for f.
 func (t *Tree) entry(f File, c contents) (manifest.Entry, error) {
 	e := manifest.Entry{Path: f.Path, Mode: uint32(f.Mode & 0o7777), UID: f.UID, GID: f.GID}

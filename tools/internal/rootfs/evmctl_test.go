@@ -112,12 +112,13 @@ func victim(t *testing.T, path string) {
 // TestEvmctlAgrees signs with each kind of key and hash and asks evmctl and ourselves:
 // both accept what was signed, and both refuse each change.
 func TestEvmctlAgrees(t *testing.T) {
+	needLabels(t)
 	programs := evmctls(t)
 	for _, kind := range slices.Sorted(maps.Keys(keyKinds)) {
 		p := newPair(t, kind)
 		for _, hash := range []ima.HashAlgo{ima.SHA256, ima.SHA384, ima.SHA512} {
 			t.Run(fmt.Sprint(kind, "/", hash), func(t *testing.T) {
-				root := newTree(t)
+				root := t.TempDir()
 				path := filepath.Join(root, "file")
 				victim(t, path)
 				layout, _ := ima.ParseTarget("x86_64")
@@ -163,7 +164,7 @@ func agree(t *testing.T, programs []string, p pair, root, path string, layout im
 			}
 		}
 	}
-	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: layout})
+	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
 	if (len(findings) == 0) != (imaGood && evmGood) {
 		t.Errorf("findings: %v", findings)
 	}
@@ -172,19 +173,20 @@ func agree(t *testing.T, programs []string, p pair, root, path string, layout im
 // TestVerifyAcceptsEvmctl: labels made by evmctl are good to us, and RSA ones are ours
 // byte for byte.
 func TestVerifyAcceptsEvmctl(t *testing.T) {
+	needLabels(t)
 	for _, program := range evmctls(t) {
 		for _, kind := range slices.Sorted(maps.Keys(keyKinds)) {
 			p := newPair(t, kind)
 			for _, hash := range []ima.HashAlgo{ima.SHA256, ima.SHA384, ima.SHA512} {
 				t.Run(fmt.Sprint(kind, "/", hash), func(t *testing.T) {
-					root := newTree(t)
+					root := t.TempDir()
 					path := filepath.Join(root, "file")
 					victim(t, path)
 					if !evmctl(t, program, "sign", "--imasig", "--portable", "-a", hash.String(), "-k", p.pem, path) {
 						t.Fatal("evmctl cannot sign")
 					}
 					layout, _ := ima.ParseTarget("x86_64")
-					report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: layout})
+					report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
 					if len(findings) > 0 || report.Signed != 1 {
 						t.Errorf("%+v, findings %v", report, findings)
 					}
@@ -204,17 +206,18 @@ func TestVerifyAcceptsEvmctl(t *testing.T) {
 
 // TestEvmctlHash: digests, including the SHA-1 that we would not write ourselves.
 func TestEvmctlHash(t *testing.T) {
+	needLabels(t)
 	program := evmctls(t)[0]
 	p := newPair(t, "P-256")
 	for _, hash := range []string{"sha1", "sha224", "sha256", "sha384", "sha512"} {
 		t.Run(hash, func(t *testing.T) {
-			root := newTree(t)
+			root := t.TempDir()
 			path := filepath.Join(root, "file")
 			write(t, path, []byte("hello ima\n"), 0o644)
 			if !evmctl(t, program, "ima_hash", "-a", hash, path) {
 				t.Fatal("evmctl cannot hash")
 			}
-			report, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true})
+			report, findings := check(t, root, CheckOptions{Trust: p.trust(t)})
 			weak := len(findings) == 1 && findings[0].Code == CodeWeak
 			if report.Hashed != 1 || weak != (hash == "sha1") || len(findings) > 0 && !weak {
 				t.Errorf("%+v, findings %v", report, findings)
@@ -231,9 +234,10 @@ func TestEvmctlHash(t *testing.T) {
 
 // TestEvmctlLayouts32 compares the 32-bit layout, and a hash protected by EVM.
 func TestEvmctl32Bit(t *testing.T) {
+	needLabels(t)
 	program := evmctls(t)[0]
 	p := newPair(t, "RSA-2048")
-	root := newTree(t)
+	root := t.TempDir()
 	path := filepath.Join(root, "file")
 	victim(t, path)
 	if !evmctl(t, program, "sign", "--imahash", "--portable", "--m32", "-a", "sha256", "-k", p.pem, path) {
@@ -247,13 +251,14 @@ func TestEvmctl32Bit(t *testing.T) {
 		t.Errorf("ours %v\ntheirs %v", ours, theirs)
 	}
 	layout, _ = ima.ParseTarget("aarch64")
-	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, Layout: layout}); len(findings) != 1 || findings[0].Code != CodeEVMMismatch {
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, Layout: fixed(layout)}); len(findings) != 1 || findings[0].Code != CodeEVMMismatch {
 		t.Errorf("for a 64-bit kernel: %v", findings)
 	}
 }
 
 // TestVeritySignature compares with evmctl sign_hash --veritysig, where there is one.
 func TestVeritySignature(t *testing.T) {
+	needLabels(t)
 	programs := slices.DeleteFunc(evmctls(t), func(p string) bool {
 		out, _ := exec.Command(p, "--help").CombinedOutput()
 		return !bytes.Contains(out, []byte("--veritysig"))
@@ -262,7 +267,7 @@ func TestVeritySignature(t *testing.T) {
 		t.Skip("this evmctl has no --veritysig (1.5 has): fs-verity signatures are compared with the committed vectors only")
 	}
 	p := newPair(t, "RSA-2048")
-	root := newTree(t)
+	root := t.TempDir()
 	path := filepath.Join(root, "file")
 	write(t, path, bytes.Repeat([]byte("0123456789"), 100000), 0o644)
 	sign(t, root, SignOptions{Signer: p.signer(t, ima.SHA256), Verity: &ima.VerityParams{Hash: ima.SHA256, BlockSize: 4096}})

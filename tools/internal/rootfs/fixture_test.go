@@ -118,16 +118,13 @@ func write(t testing.TB, path string, content []byte, mode os.FileMode) {
 	}
 }
 
-// newTree returns an empty directory in which security.* attributes can be written.
-func newTree(t testing.TB) string {
+// needLabels skips the test where security.* attributes cannot be written.
+func needLabels(t testing.TB) {
 	t.Helper()
-	root := t.TempDir()
-	tree := openTree(t, root)
-	err := Direct{}.Probe(tree.dir, map[string][]byte{ima.XattrIMA: {4, 4}})
+	err := Direct{}.Probe(openTree(t, t.TempDir()).dir, map[string][]byte{ima.XattrIMA: {4, 4}})
 	if errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrUnsupported) {
-		t.Skipf("labels cannot be written below %s, run as root on ext4: %v", os.TempDir(), err)
+		t.Skipf("needs root, and ext4, xfs or btrfs in %s", os.TempDir())
 	}
-	return root
 }
 
 func openTree(t testing.TB, root string) *Tree {
@@ -171,4 +168,9 @@ func check(t testing.TB, root string, o CheckOptions) (*CheckReport, []Finding) 
 		t.Fatal(err)
 	}
 	return report, findings
+}
+
+// fixed is the layout as [CheckOptions] wants it.
+func fixed(l ima.Layout) func() (ima.Layout, error) {
+	return func() (ima.Layout, error) { return l, nil }
 }

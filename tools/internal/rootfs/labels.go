@@ -13,8 +13,8 @@ import (
 )
 
 // Labels reads and writes extended attributes and the ownership of files. There are
-// two implementations: one by system calls, and one through libc, where pseudo and
-// fakeroot stand in between and keep their own record of all three.
+// two implementations: one by system calls, and one through libc, where pseudo stands
+// in between and keeps its own record of all three.
 type Labels interface {
 	// Stat corrects what the kernel said of the name path. Under pseudo the owner is not
 	// the builder, and what looks like an empty file may be a device.
@@ -36,10 +36,12 @@ var (
 	ErrNotPermitted = errors.New("not permitted to write security.* attributes")
 	// ErrUnsupported: the filesystem has no such attributes.
 	ErrUnsupported = errors.New("filesystem cannot hold security.* attributes")
-	// ErrTooLarge: the filesystem has no room for a label of this size in an inode.
-	ErrTooLarge = errors.New("filesystem cannot hold a label of this size")
+	// ErrReadOnly: the filesystem is mounted read-only.
+	ErrReadOnly = errors.New("filesystem is read-only")
+	// ErrTooLarge: the filesystem is full, or has no room for a label of this size in an inode.
+	ErrTooLarge = errors.New("filesystem is full, or cannot hold a label of this size")
 	// ErrNoLibc: the program was built without cgo.
-	ErrNoLibc = errors.New("this attest was built without cgo and cannot write labels through libc, which pseudo and fakeroot need")
+	ErrNoLibc = errors.New("this attest was built without cgo and cannot write labels through libc, which pseudo needs")
 )
 
 // Kinds of labels that [OpenLabels] knows.
@@ -49,7 +51,7 @@ const (
 	LabelsDirect = "direct"
 )
 
-// OpenLabels returns the labels of a kind. LabelsAuto is libc when pseudo or fakeroot is
+// OpenLabels returns the labels of a kind. LabelsAuto is libc when pseudo is
 // preloaded, whose record system calls would bypass, and direct otherwise.
 func OpenLabels(kind string) (Labels, error) {
 	switch kind {
@@ -58,10 +60,10 @@ func OpenLabels(kind string) (Labels, error) {
 	case LabelsLibc:
 		return openLibc()
 	case LabelsAuto:
-		if preload := os.Getenv("LD_PRELOAD"); strings.Contains(preload, "pseudo") || strings.Contains(preload, "fakeroot") {
+		if strings.Contains(os.Getenv("LD_PRELOAD"), "pseudo") {
 			return openLibc()
 		}
 		return Direct{}, nil
 	}
-	return nil, fmt.Errorf("labels %q are unknown: use auto, libc, direct or dump", kind)
+	return nil, fmt.Errorf("labels %q are unknown: use auto, libc or direct", kind)
 }

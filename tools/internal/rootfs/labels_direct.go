@@ -44,7 +44,7 @@ func (Direct) Probe(dir *os.File, values map[string][]byte) error {
 	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		// No filesystem without O_TMPFILE is known to have a small limit.
-		return probeError(unix.Fsetxattr(int(dir.Fd()), probeName, []byte{0}, unix.XATTR_REPLACE))
+		return probeError(xattr.FRemove(dir, probeName))
 	}
 	f := os.NewFile(uintptr(fd), dir.Name())
 	defer f.Close()
@@ -56,8 +56,8 @@ func (Direct) Probe(dir *os.File, values map[string][]byte) error {
 	return nil
 }
 
-// probeName is an attribute that no file has: replacing it fails with ENODATA where
-// writing it would be possible, and changes nothing either way.
+// probeName is an attribute that no file has: removing it fails with ENODATA where
+// attributes can be written, and changes nothing either way.
 const probeName = "security.attest-probe"
 
 // probeError sorts the error of writing a label into what a person can do about it.
@@ -67,6 +67,8 @@ func probeError(err error) error {
 		return nil
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
+	case errors.Is(err, unix.EROFS):
+		return ErrReadOnly
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE):

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Libc calls the C library by path, so that a library preloaded before it, pseudo or
-// fakeroot, sees the calls. It calls l*xattr: the walk has looked at the file already,
+// Libc calls the C library by path, so that a library preloaded before it, such as
+// pseudo, sees the calls. It calls l*xattr: the walk has looked at the file already,
 // and a link put in its place must not be followed.
 type Libc struct{}
 
@@ -93,21 +93,13 @@ func (l Libc) Get(f *os.File, name string) ([]byte, error) {
 
 // Set implements [Labels].
 func (Libc) Set(f *os.File, name string, value []byte) error {
-	if err := lsetxattr(f.Name(), name, value, 0); err != nil {
+	path, cname := C.CString(f.Name()), C.CString(name)
+	defer C.free(unsafe.Pointer(path))
+	defer C.free(unsafe.Pointer(cname))
+	if r, err := C.lsetxattr(path, cname, unsafe.Pointer(unsafe.SliceData(value)), C.size_t(len(value)), 0); r != 0 {
 		return fmt.Errorf("lsetxattr %s: %w", name, err)
 	}
 	return nil
-}
-
-func lsetxattr(path, name string, value []byte, flags int) error {
-	cpath, cname := C.CString(path), C.CString(name)
-	defer C.free(unsafe.Pointer(cpath))
-	defer C.free(unsafe.Pointer(cname))
-	r, err := C.lsetxattr(cpath, cname, unsafe.Pointer(unsafe.SliceData(value)), C.size_t(len(value)), C.int(flags))
-	if r == 0 {
-		return nil
-	}
-	return err
 }
 
 // Remove implements [Labels].
@@ -121,8 +113,8 @@ func (Libc) Remove(f *os.File, name string) error {
 	return nil
 }
 
-// Probe asks whether an attribute could be replaced that is not there. Under pseudo the
+// Probe asks whether an attribute could be removed that is not there. Under pseudo the
 // attributes are rows of its database, so that there is no size to try.
-func (Libc) Probe(dir *os.File, _ map[string][]byte) error {
-	return probeError(lsetxattr(dir.Name(), probeName, []byte{0}, unix.XATTR_REPLACE))
+func (l Libc) Probe(dir *os.File, _ map[string][]byte) error {
+	return probeError(l.Remove(dir, probeName))
 }

@@ -1,14 +1,13 @@
 package rootfs
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,27 +18,38 @@ type Packages map[string]string
 // packageLists are the folders in which dpkg and opkg keep NAME.list, a path on a line.
 var packageLists = []string{"var/lib/dpkg/info", "var/lib/opkg/info", "usr/lib/opkg/info"}
 
-// maxPackageList bounds one list; that of a kernel with all modules has 0.5 MB.
-const maxPackageList = 64 << 20
+// Bounds of a list, which that of a kernel with all its modules stays far below.
+const (
+	maxPackageList = 16 << 20
+	maxPackageName = 256
+)
 
 // ReadPackages reads the lists of the package manager in the tree, if it has any.
 func (t *Tree) ReadPackages() (Packages, error) {
 	p := Packages{}
 	for _, dir := range packageLists {
-		entries, err := os.ReadDir(path.Join(t.root, dir))
-		if errors.Is(err, fs.ErrNotExist) {
+		d, err := t.openInside(dir)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range entries {
-			name, ok := strings.CutSuffix(e.Name(), ".list")
+		names, err := readNames(int(d.Fd()))
+		d.Close()
+		if errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", dir, err)
+		}
+		for _, name := range names {
+			list, ok := strings.CutSuffix(name, ".list")
 			if !ok {
 				continue
 			}
-			name, _, _ = strings.Cut(name, ":") // Multi-Arch packages: NAME:ARCH.list
-			if err := p.read(t, path.Join(dir, e.Name()), name); err != nil {
+			pkg, _, _ := strings.Cut(list, ":") // Multi-Arch packages: NAME:ARCH.list
+			if err := p.readFile(t, path.Join(dir, name), pkg); err != nil {
 				return nil, err
 			}
 		}
@@ -47,39 +57,60 @@ func (t *Tree) ReadPackages() (Packages, error) {
 	return p, nil
 }
 
-func (p Packages) read(t *Tree, list, name string) error {
-	f, err := t.open(list)
+func (p Packages) readFile(t *Tree, list, pkg string) error {
+	if len(pkg) > maxPackageName || !utf8.ValidString(pkg) {
+		return fmt.Errorf("%q: package name is not UTF-8 of at most %d bytes", list, maxPackageName)
+	}
+	f, err := t.openInside(list)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	merged := map[string]string{}
-	lines := bufio.NewScanner(io.LimitReader(f, maxPackageList))
-	for lines.Scan() {
-		// opkg puts mode and owner behind a tab.
-		file, _, _ := bytes.Cut(lines.Bytes(), []byte("\t"))
-		if rel := strings.TrimPrefix(string(file), "/"); rel != "" && rel != "." {
-			p[t.resolveMerged(merged, rel)] = name
-		}
+	st, err := f.Stat()
+	if err != nil {
+		return err
 	}
-	return lines.Err()
+	if !st.Mode().IsRegular() || st.Size() > maxPackageList {
+		return fmt.Errorf("%q: not a regular file of at most %d bytes", list, maxPackageList)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxPackageList))
+	if err != nil {
+		return fmt.Errorf("read %q: %w", list, err)
+	}
+	p.add(text, pkg, t.mergedDirs())
+	return nil
 }
 
-// resolveMerged follows /bin -> usr/bin and its like: package lists name files by the
-// path in the package, a walk by the path where they are.
-func (t *Tree) resolveMerged(known map[string]string, rel string) string {
-	top, rest, nested := strings.Cut(rel, "/")
-	if !nested {
-		return rel
-	}
-	to, ok := known[top]
-	if !ok {
-		to = top
-		buf := make([]byte, unix.PathMax)
-		if n, err := unix.Readlinkat(int(t.dir.Fd()), top, buf); err == nil {
-			to = strings.Trim(path.Clean(string(buf[:n])), "/")
+// add adds the paths of one list; merged says what has become of a first component.
+func (p Packages) add(list []byte, pkg string, merged func(string) string) {
+	for line := range bytes.Lines(list) {
+		// opkg puts mode and owner behind a tab.
+		file, _, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte("\t"))
+		top, rest, nested := strings.Cut(strings.TrimPrefix(string(file), "/"), "/")
+		switch {
+		case top == "" || top == ".":
+		case nested:
+			p[merged(top)+"/"+rest] = pkg
+		default:
+			p[top] = pkg
 		}
-		known[top] = to
 	}
-	return to + "/" + rest
+}
+
+// mergedDirs returns a function that follows /bin -> usr/bin and its like: package lists
+// name files by the path in the package, a walk by the path where they are.
+func (t *Tree) mergedDirs() func(top string) string {
+	known := map[string]string{}
+	return func(top string) string {
+		to, ok := known[top]
+		if !ok {
+			to = top
+			buf := make([]byte, unix.PathMax)
+			if n, err := unix.Readlinkat(int(t.dir.Fd()), top, buf); err == nil {
+				to = strings.Trim(path.Clean(string(buf[:n])), "/")
+			}
+			known[top] = to
+		}
+		return to
+	}
 }

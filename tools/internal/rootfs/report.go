@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -28,6 +29,9 @@ func (s *signing) emit(f File, l labelled, err error) error {
 		kind := NoteFailed
 		if errors.Is(err, errOtherMount) {
 			kind = NoteOtherMount
+			if s.Rules.Action(f.Path) == ActionSkip || s.Rules.Action(f.Path+"/any") == ActionSkip {
+				kind = NoteSkipped
+			}
 		}
 		s.note(Note{Kind: kind, Path: f.Path, Message: err.Error()})
 		return nil
@@ -76,7 +80,28 @@ func (s *signing) further(f File, first *links) error {
 	if first.err != nil {
 		return nil
 	}
+	if err := s.sharesLabel(f, first); err != nil {
+		s.note(Note{Kind: NoteFailed, Path: f.Path, Message: err.Error()})
+	}
 	return s.record(f, first.labelled)
+}
+
+// sharesLabel looks whether the label of a file's first name is seen at another one. On an
+// overlayfs writing to one name of a file in a lower layer makes it a file of its own.
+func (s *signing) sharesLabel(f File, first *links) error {
+	if first.ima == nil || s.DryRun || s.Dump != nil {
+		return nil
+	}
+	file, err := s.tree.open(f.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	value, err := s.tree.labels.Get(file, ima.XattrIMA)
+	if err == nil && !bytes.Equal(value, first.ima) {
+		err = fmt.Errorf("was the same file as %q, and is not any more since that got its label: sign again", first.path)
+	}
+	return err
 }
 
 // outside notes the files of which names were not found in the tree.
@@ -94,17 +119,21 @@ func (s *signing) outside() {
 // count adds one labelled or skipped file to the report.
 func (s *signing) count(f File, l labelled) {
 	r := s.report
+	if l.cleared {
+		r.Cleared++
+	}
 	if l.action == ActionSkip {
 		r.Skipped++
-		switch {
-		case l.stale && s.ClearSkipped:
-			r.Cleared++
-		case l.stale:
+		if l.stale {
 			s.note(Note{Kind: NoteStale, Path: f.Path, Message: "has a label although a rule skips it"})
 		}
-		if s.EVM != nil && (s.ClearSkipped || !l.stale) {
+		if s.EVM != nil && !l.evmStale {
 			s.note(Note{Kind: NoteNoEVM, Path: f.Path, Message: "has no security.evm"})
 		}
+		return
+	}
+	if l.evmStale && s.Dump != nil {
+		s.note(Note{Kind: NoteFailed, Path: f.Path, Message: "has a security.evm, which setfattr --restore would leave there: sign it too, or remove it"})
 		return
 	}
 	r.Signed++
@@ -131,8 +160,7 @@ func (s *signing) note(n Note) {
 // fatal says whether an error will meet every other file too.
 func fatal(err error) bool {
 	var sign *signError
-	return errors.As(err, &sign) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EROFS) ||
-		errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EMFILE)
+	return errors.As(err, &sign) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EMFILE)
 }
 
 // message words the errors that mean something else than they say.

@@ -50,6 +50,9 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	if pattern == "" || !doublestar.ValidatePattern(pattern) {
 		return fmt.Errorf("path %q is not a valid pattern", text)
 	}
+	if strings.HasSuffix(pattern, "/**") {
+		pattern += "/*" // for doublestar a/** is also a itself
+	}
 	*g = Glob(pattern)
 	return nil
 }
@@ -60,12 +63,23 @@ type Rules []Rule
 // Action says what to do with the regular file path, relative to the root. A file that
 // no rule selects is signed.
 func (r Rules) Action(path string) Action {
-	for _, rule := range r {
-		if doublestar.MatchUnvalidated(string(rule.Path), path) {
-			return rule.Action
-		}
+	if i := r.match(path); i >= 0 {
+		return r[i].Action
 	}
 	return ActionSign
+}
+
+// match returns the index of the rule that decides over path, -1 if there is none.
+func (r Rules) match(path string) int {
+	return slices.IndexFunc(r, func(rule Rule) bool { return doublestar.MatchUnvalidated(string(rule.Path), path) })
+}
+
+// Pattern is the rule's path as a person wrote it.
+func (r Rule) Pattern() string {
+	if strings.HasSuffix(string(r.Path), "/**/*") {
+		return "/" + strings.TrimSuffix(string(r.Path), "/*")
+	}
+	return "/" + string(r.Path)
 }
 
 // ParseRule reads the form that the command line has: "skip:/var/**".

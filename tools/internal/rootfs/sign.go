@@ -45,12 +45,14 @@ type NoteKind string
 
 // Kinds of note. Those that [NoteKind.Bad] names leave a file without its label.
 const (
-	NoteFailed     NoteKind = "failed"      // the file was not labelled, Message says why
-	NoteOtherMount NoteKind = "other-mount" // something else is mounted there
-	NoteLinks      NoteKind = "links"       // Other are further names of the file
-	NoteOutside    NoteKind = "outside"     // further names of the file are not in the tree
-	NoteStale      NoteKind = "stale"       // skipped, but it has a label
-	NoteNoEVM      NoteKind = "no-evm"      // skipped: will be refused where EVM is on and the policy appraises it
+	NoteFailed     NoteKind = "failed"        // the file was not labelled, Message says why
+	NoteOtherMount NoteKind = "other-mount"   // something else is mounted there
+	NoteSkipped    NoteKind = "skipped-mount" // the same, where a rule skips what is below
+	NoteLinks      NoteKind = "links"         // Other are further names of the file
+	NoteOutside    NoteKind = "outside"       // further names of the file are not in the tree
+	NoteStale      NoteKind = "stale"         // skipped, but it has a label
+	NoteNoEVM      NoteKind = "no-evm"        // skipped: will be refused where EVM is on and the policy appraises it
+	NoteUnusedRule NoteKind = "unused-rule"   // Path is the pattern of a rule
 )
 
 // Bad says whether a note of this kind means that the tree is not labelled as its rules demand.
@@ -72,7 +74,7 @@ type SignReport struct {
 	Unchanged int64 // of Signed: had it before
 	Written   int64 // of Signed: got it now
 	Skipped   int64 // by a rule
-	Cleared   int64 // of Skipped: labels removed
+	Cleared   int64 // files from which a label was removed
 	Links     int64 // further names of files
 	Failed    int64 // notes that are bad
 	Bytes     int64 // content read
@@ -80,6 +82,10 @@ type SignReport struct {
 
 // Complete says whether every file has the label that the rules demand.
 func (r *SignReport) Complete() bool { return r.Failed == 0 && r.Signed == r.Files }
+
+// Empty says whether there was no regular file at all, which is more often a mistake in
+// the path than a root filesystem.
+func (r *SignReport) Empty() bool { return r.Files+r.Skipped+r.Failed == 0 }
 
 // labelled is what the work on one file came to.
 type labelled struct {
@@ -89,6 +95,8 @@ type labelled struct {
 	capability []byte
 	changed    bool // they held something else
 	stale      bool // a skipped file had labels
+	evmStale   bool // it has a security.evm that this run does not make
+	cleared    bool // labels that should not be there were removed
 	err        error
 }
 
@@ -96,17 +104,17 @@ type labelled struct {
 // errors of single files are notes. The report is valid in either case.
 func Sign(ctx context.Context, t *Tree, o SignOptions) (*SignReport, error) {
 	run := &signing{tree: t, SignOptions: o, report: &SignReport{}, links: map[inode]*links{}}
-	if err := run.probe(); err != nil {
-		return run.report, err
-	}
-	s, err := t.survey(ctx, func(f File) bool { return o.Rules.Action(f.Path) != ActionSkip })
+	unlock, err := t.lock()
 	if err != nil {
 		return run.report, err
 	}
-	run.report.Files = s.Files
-	o.Progress.TotalFiles.Store(s.Files)
-	o.Progress.TotalBytes.Store(s.Bytes)
-
+	defer unlock()
+	if err := run.probe(); err != nil {
+		return run.report, err
+	}
+	if err := run.survey(ctx); err != nil {
+		return run.report, err
+	}
 	newWork := func() func(context.Context, File) labelled {
 		h, err := newHasher(t, o.Progress, o.Signer.hash, o.Verity)
 		return func(ctx context.Context, f File) labelled {
@@ -130,6 +138,32 @@ type signing struct {
 	links  map[inode]*links // files with several names, some of which are still to come
 }
 
+// survey counts what the rules select, before anything is done, and notes rules that
+// select nothing: they are more often typing errors than wishes.
+func (s *signing) survey(ctx context.Context) error {
+	used := make([]bool, len(s.Rules))
+	files, bytes, err := s.tree.survey(ctx, func(f File) (label, read bool) {
+		rule := s.Rules.match(f.Path)
+		if rule >= 0 {
+			used[rule] = true
+		}
+		label = rule < 0 || s.Rules[rule].Action != ActionSkip
+		return label, label || s.Manifest != nil
+	})
+	if err != nil {
+		return err
+	}
+	s.report.Files = files
+	s.Progress.TotalFiles.Store(files)
+	s.Progress.TotalBytes.Store(bytes)
+	for i, rule := range s.Rules {
+		if !used[i] {
+			s.note(Note{Kind: NoteUnusedRule, Path: rule.Pattern(), Message: "this rule decides over no file"})
+		}
+	}
+	return nil
+}
+
 // probe makes a label of each kind and asks whether the tree could hold them.
 func (s *signing) probe() error {
 	kind := ima.Signature
@@ -146,7 +180,7 @@ func (s *signing) probe() error {
 			return err
 		}
 	}
-	if s.DryRun || s.Dump != nil {
+	if s.Dump != nil {
 		return nil
 	}
 	if err := s.tree.labels.Probe(s.tree.dir, values); err != nil {
@@ -175,7 +209,7 @@ func (s *signing) label(ctx context.Context, h *hasher, f File) labelled {
 		}
 	}
 	if l.action == ActionSkip {
-		l.err = s.skip(file, &l)
+		l.err = s.clear(file, &l, s.ClearSkipped, ima.XattrEVM, ima.XattrIMA)
 	} else {
 		l.err = s.write(file, f, &l)
 		s.Progress.Files.Add(1)
@@ -183,22 +217,25 @@ func (s *signing) label(ctx context.Context, h *hasher, f File) labelled {
 	return l
 }
 
-// skip looks for labels that a file should not have, and removes them if told to.
-func (s *signing) skip(file *os.File, l *labelled) error {
+// clear looks for labels that a file should not have, and removes them if told to.
+func (s *signing) clear(file *os.File, l *labelled, remove bool, unwanted ...string) error {
 	names, err := s.tree.labels.List(file)
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{ima.XattrEVM, ima.XattrIMA} {
+	for _, name := range unwanted {
 		if !slices.Contains(names, name) {
 			continue
 		}
-		l.stale = true
-		if s.ClearSkipped && !s.DryRun && s.Dump == nil {
+		if remove && !s.DryRun && s.Dump == nil {
+			l.cleared = true
 			if err := s.tree.labels.Remove(file, name); err != nil {
 				return err
 			}
+			continue
 		}
+		l.stale = true
+		l.evmStale = l.evmStale || name == ima.XattrEVM
 	}
 	return nil
 }
@@ -226,6 +263,13 @@ func (s *signing) write(file *os.File, f File, l *labelled) error {
 		}
 	}
 	l.changed = len(changed) > 0
+	// Without a key for it no security.evm can be vouched for: it covers a security.ima
+	// that was written over, or an owner that was changed since.
+	if s.EVM == nil {
+		if err := s.clear(file, l, true, ima.XattrEVM); err != nil {
+			return err
+		}
+	}
 	if s.DryRun || s.Dump != nil {
 		return nil
 	}
@@ -237,6 +281,19 @@ func (s *signing) write(file *os.File, f File, l *labelled) error {
 				return err
 			}
 		}
+	}
+	return s.sameOwner(f)
+}
+
+// sameOwner looks again after writing: a record of owners such as fakeroot's has been seen
+// to take over the real one of a file when an attribute is written, after EVM signed the other.
+func (s *signing) sameOwner(f File) error {
+	now := f
+	if err := s.tree.labels.Stat(s.tree.root+"/"+f.Path, &now); err != nil {
+		return err
+	}
+	if now.UID != f.UID || now.GID != f.GID || now.Mode != f.Mode {
+		return fmt.Errorf("owner and mode became %d:%d %06o by writing a label", now.UID, now.GID, now.Mode)
 	}
 	return nil
 }

@@ -3,15 +3,18 @@ package rootfs
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
+	"github.com/meta-attest/meta-attest/tools/internal/keys"
 )
 
 // strangeTree makes one of each kind of file that a walk can meet, and returns the
@@ -59,7 +63,8 @@ func strangeTree(t *testing.T, root string) []string {
 }
 
 func TestSignStrangeFiles(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	want := strangeTree(t, root)
 	past := time.Unix(1e9, 12345)
 	for _, name := range want {
@@ -88,7 +93,7 @@ func TestSignStrangeFiles(t *testing.T) {
 	if x, err := xattr.LList(filepath.Join(root, "symlink")); err != nil || len(x) > 0 {
 		t.Errorf("symlink has %v, %v", x, err)
 	}
-	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, All: true, Layout: layout}); len(findings) > 0 {
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), EVM: true, All: true, Layout: fixed(layout)}); len(findings) > 0 {
 		t.Errorf("findings: %+v", findings)
 	}
 }
@@ -118,13 +123,14 @@ func labelsOf(t *testing.T, root string) map[string]string {
 }
 
 func TestSignIsReproducibleAndIdempotent(t *testing.T) {
+	needLabels(t)
 	p, q := newPair(t, "P-256"), newPair(t, "RSA-2048")
 	for _, tc := range []struct {
 		name string
 		p    pair
 	}{{"P-256", p}, {"RSA-2048", q}} {
 		t.Run(tc.name, func(t *testing.T) {
-			root := newTree(t)
+			root := t.TempDir()
 			for i := range 300 {
 				write(t, filepath.Join(root, fmt.Sprint(i%7), fmt.Sprint(i)), bytes.Repeat([]byte{byte(i)}, i*40), 0o644)
 			}
@@ -152,7 +158,7 @@ func TestSignIsReproducibleAndIdempotent(t *testing.T) {
 			if report, _ := sign(t, root, o); report.Written != 300 {
 				t.Errorf("with another key: %+v", report)
 			}
-			if _, findings := check(t, root, CheckOptions{Trust: other.trust(t), All: true, EVM: true, Layout: o.Layout}); len(findings) > 0 {
+			if _, findings := check(t, root, CheckOptions{Trust: other.trust(t), All: true, EVM: true, Layout: fixed(o.Layout)}); len(findings) > 0 {
 				t.Errorf("findings: %v", findings[0])
 			}
 		})
@@ -160,7 +166,8 @@ func TestSignIsReproducibleAndIdempotent(t *testing.T) {
 }
 
 func TestRulesDecide(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	for _, name := range []string{"bin/sh", "etc/motd", "var/log/x", "var/lib/y"} {
 		write(t, filepath.Join(root, name), []byte(name), 0o644)
 	}
@@ -191,8 +198,38 @@ func TestRulesDecide(t *testing.T) {
 	}
 }
 
+// TestSigningWithoutEVM: a security.evm that this run cannot vouch for does not stay.
+func TestSigningWithoutEVM(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	file := filepath.Join(root, "a")
+	write(t, file, []byte("a"), 0o644)
+	p := newPair(t, "P-256")
+	layout, _ := ima.ParseTarget("x86_64")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256), EVM: p.signer(t, ima.SHA256), Layout: layout}
+	sign(t, root, o)
+	if err := os.Chmod(file, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o.EVM = nil
+	if report, _ := sign(t, root, o); report.Unchanged != 1 || report.Cleared != 1 || len(labelsOf(t, root)) != 1 {
+		t.Errorf("%+v, %v", report, labelsOf(t, root))
+	}
+	if _, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true}); len(findings) > 0 {
+		t.Errorf("%+v", findings)
+	}
+	// A dump cannot remove what is there.
+	o.EVM = p.signer(t, ima.SHA256)
+	sign(t, root, o)
+	o.EVM, o.Dump = nil, io.Discard
+	if report, notes := sign(t, root, o); report.Complete() || len(notes) != 1 || notes[0].Kind != NoteFailed {
+		t.Errorf("%+v, %+v", report, notes)
+	}
+}
+
 func TestLinksWithDifferentRules(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	write(t, filepath.Join(root, "bin/x"), []byte("x"), 0o755)
 	os.Mkdir(filepath.Join(root, "var"), 0o755)
 	for _, to := range []string{filepath.Join(root, "var/x"), filepath.Join(t.TempDir(), "outside")} {
@@ -218,7 +255,8 @@ func TestLinksWithDifferentRules(t *testing.T) {
 // TestInterrupted: what was begun is finished, the rest is untouched, and nothing is
 // reported that did not happen.
 func TestInterrupted(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	const files = 2000
 	for i := range files {
 		write(t, filepath.Join(root, fmt.Sprint(i)), []byte{byte(i), byte(i >> 8)}, 0o644)
@@ -261,7 +299,8 @@ func mount(t *testing.T, kind, dir string) {
 }
 
 func TestOtherMountsAreReported(t *testing.T) {
-	root := newTree(t)
+	needLabels(t)
+	root := t.TempDir()
 	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
 	dir := filepath.Join(root, "mnt")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -281,7 +320,7 @@ func TestOtherMountsAreReported(t *testing.T) {
 }
 
 func TestFilesystemWithoutAttributes(t *testing.T) {
-	newTree(t) // skips where a missing permission would be found first
+	needLabels(t)
 	root := t.TempDir()
 	mount(t, "ramfs", root)
 	write(t, filepath.Join(root, "a"), []byte("a"), 0o644)
@@ -289,5 +328,117 @@ func TestFilesystemWithoutAttributes(t *testing.T) {
 	_, err := Sign(t.Context(), openTree(t, root), SignOptions{Signer: p.signer(t, ima.SHA256), Jobs: 1, Progress: new(Progress)})
 	if !errors.Is(err, ErrUnsupported) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestFailingKeyEndsTheRun: an error that every further file would meet is told once.
+func TestFailingKeyEndsTheRun(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	for i := range 2000 {
+		write(t, filepath.Join(root, fmt.Sprintf("%04d", i)), nil, 0o644)
+	}
+	p := newPair(t, "P-256")
+	var notes []Note
+	broken := &keys.Key{Signer: failing{p.key, 100, new(atomic.Int64)}}
+	signer := p.signer(t, ima.SHA256)
+	signer.key = broken
+	report, err := Sign(t.Context(), openTree(t, root), SignOptions{Signer: signer, Jobs: 2, Progress: new(Progress), Note: func(n Note) { notes = append(notes, n) }})
+	if err == nil || !strings.Contains(err.Error(), "token removed") {
+		t.Errorf("got %v", err)
+	}
+	if len(notes) != 1 || report.Complete() || report.Signed > 100 || len(labelsOf(t, root)) > 100 {
+		t.Errorf("%+v, %d notes, %d labels", report, len(notes), len(labelsOf(t, root)))
+	}
+}
+
+// failing is a key that stops working.
+type failing struct {
+	crypto.Signer
+	after int64
+	calls *atomic.Int64
+}
+
+func (f failing) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if f.calls.Add(1) > f.after {
+		return nil, errors.New("token removed")
+	}
+	return f.Signer.Sign(rand, digest, opts)
+}
+
+// TestInterruptedCheckIsNotGood: a signal after the walk is over, while files are still
+// being read, must not leave the last ones unread and the answer good.
+func TestInterruptedCheckIsNotGood(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	for i := range 40 {
+		write(t, filepath.Join(root, fmt.Sprint(i)), make([]byte, 4<<20), 0o644)
+	}
+	p := newPair(t, "P-256")
+	sign(t, root, SignOptions{Signer: p.signer(t, ima.SHA256)})
+	o := CheckOptions{Trust: p.trust(t), All: true, Jobs: 1, Progress: new(Progress)}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for o.Progress.Bytes.Load() < 100<<20 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	report, err := Check(ctx, openTree(t, root), o)
+	if report.Files == 40 && err == nil {
+		t.Skip("the run was over before it was interrupted")
+	}
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// TestOverlay: labelling one name of a file in a lower layer makes it a file of its own.
+func TestOverlay(t *testing.T) {
+	needLabels(t)
+	lower, upper, work, root := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, filepath.Join(lower, "a"), []byte("a"), 0o755)
+	if err := os.Link(filepath.Join(lower, "a"), filepath.Join(lower, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("overlay", root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off", lower, upper, work)); err != nil {
+		t.Skipf("cannot mount overlay: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(root, 0) })
+	p := newPair(t, "P-256")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256)}
+	if report, notes := sign(t, root, o); report.Complete() || len(notes) != 2 || notes[1].Kind != NoteFailed || notes[1].Path != "b" {
+		t.Errorf("%+v, %+v", report, notes)
+	}
+	if report, _ := sign(t, root, o); !report.Complete() || report.Signed != 2 {
+		t.Errorf("again: %+v", report)
+	}
+}
+
+// TestChangedDuringTheRun: what the walk saw is what is signed, or the file is named.
+func TestChangedDuringTheRun(t *testing.T) {
+	needLabels(t)
+	root := t.TempDir()
+	write(t, filepath.Join(root, "a"), make([]byte, 64<<20), 0o644)
+	write(t, filepath.Join(root, "b"), []byte("b"), 0o644)
+	p := newPair(t, "P-256")
+	layout, _ := ima.ParseTarget("x86_64")
+	o := SignOptions{Signer: p.signer(t, ima.SHA256), EVM: p.signer(t, ima.SHA256), Layout: layout, Jobs: 1, Progress: new(Progress)}
+	done := make(chan error)
+	go func() {
+		for o.Progress.Bytes.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		done <- os.Chmod(filepath.Join(root, "b"), 0o4755)
+	}()
+	var notes []Note
+	o.Note = func(n Note) { notes = append(notes, n) }
+	report, err := Sign(t.Context(), openTree(t, root), o)
+	if err := errors.Join(err, <-done); err != nil {
+		t.Fatal(err)
+	}
+	_, findings := check(t, root, CheckOptions{Trust: p.trust(t), All: true, EVM: true, Layout: fixed(layout)})
+	if report.Complete() && len(findings) > 0 || !report.Complete() && len(notes) == 0 {
+		t.Errorf("%+v, notes %+v, findings %+v", report, notes, findings)
 	}
 }

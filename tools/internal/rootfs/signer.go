@@ -40,9 +40,7 @@ func NewSigner(key *keys.Key, cert *x509.Certificate, hash ima.HashAlgo) (*Signe
 	return s, nil
 }
 
-// KeyID is the key id of the certificate as evmctl prints it.
-func (s *Signer) KeyID() string { return keyID(s.keyID) }
-
+// keyID is a key id as evmctl prints it.
 func keyID(id uint32) string {
 	return hex.EncodeToString([]byte{byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)})
 }
@@ -54,9 +52,13 @@ func (s *Signer) probe(t ima.XattrType) ([]byte, error) {
 		return nil, err
 	}
 	h.Write([]byte("attest: first signature of a run\n"))
-	x, err := s.sign(t, h.Sum(nil), true)
+	digest := h.Sum(nil)
+	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
 	if err != nil {
 		return nil, err
+	}
+	if err := x.Verify(s.cert.PublicKey, digest); err != nil {
+		return nil, fmt.Errorf("its certificate does not verify what it signed: %w", err)
 	}
 	value := x.Append(nil)
 	return append(value, make([]byte, max(0, s.maxSize()-len(value)))...), nil
@@ -75,27 +77,12 @@ func (s *Signer) maxSize() int {
 	return 0
 }
 
-// sign makes a signature, and verifies it if told to. One made elsewhere is always
-// verified: tokens and services have been seen to answer with garbage and no error.
-func (s *Signer) sign(t ima.XattrType, digest []byte, verify bool) (*ima.Xattr, error) {
-	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
-	if err != nil {
-		return nil, err
-	}
-	if verify || s.key.Remote {
-		if err := x.Verify(s.cert.PublicKey, digest); err != nil {
-			return nil, fmt.Errorf("the key made a signature that its certificate does not verify: %w", err)
-		}
-	}
-	return x, nil
-}
-
 // label returns the label for digest: current, when that is a valid label of this key.
 func (s *Signer) label(t ima.XattrType, digest, current []byte) ([]byte, error) {
 	if current != nil && !s.resign && s.valid(t, digest, current) {
 		return current, nil
 	}
-	x, err := s.sign(t, digest, false)
+	x, err := ima.Sign(t, s.key, s.keyID, s.hash, digest)
 	if err != nil {
 		return nil, &signError{err}
 	}
@@ -107,7 +94,7 @@ func (s *Signer) valid(t ima.XattrType, digest, current []byte) bool {
 	if t == ima.PortableSignature {
 		x, err = ima.ParseEVM(current)
 	}
-	return err == nil && x.Type == t && x.Hash == s.hash && x.KeyID == s.keyID &&
+	return err == nil && x.Type == t && x.Version == ima.Version(t) && x.Hash == s.hash && x.KeyID == s.keyID &&
 		x.Verify(s.cert.PublicKey, digest) == nil
 }
 

@@ -10,42 +10,44 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
 
-// Survey is what a walk finds before anything is done to the files.
-type Survey struct {
-	Files int64 // regular files to label, each inode once
-	Bytes int64 // their size
-}
-
-// survey counts what the rules select. It fails on a directory that cannot be read,
-// because what is in it could not be counted.
-func (t *Tree) survey(ctx context.Context, wanted func(File) bool) (Survey, error) {
-	var s Survey
+// survey counts the regular files that are to be labelled, each inode once, and the bytes
+// that are to be read. It fails on a directory that cannot be read, because what is in it
+// could not be counted.
+func (t *Tree) survey(ctx context.Context, wanted func(File) (label, read bool)) (files, bytes int64, err error) {
 	seen := names{}
-	err := t.each(ctx, func(f File, err error) error {
+	err = t.each(ctx, func(f File, err error) error {
 		switch {
 		case errors.Is(err, errOtherMount):
 			return nil // reported by the walk that follows
 		case err != nil:
 			return fmt.Errorf("%q: %w", f.Path, err)
-		case !f.Regular() || !wanted(f):
+		case !f.Regular():
 			return nil
 		}
-		if seen.first(f) {
-			s.Files++
-			s.Bytes += f.Size
+		label, read := wanted(f)
+		if !seen.first(f) {
+			return nil
+		}
+		if label {
+			files++
+		}
+		if read {
+			bytes += f.Size
 		}
 		return nil
 	})
-	return s, err
+	return files, bytes, err
 }
 
-// errFound ends a walk early.
-var errFound = errors.New("found")
+// ErrNoTarget means that the tree does not tell for which kernel it is made.
+var ErrNoTarget = errors.New("which kernel the tree is for cannot be told")
 
-// Target finds out for which kind of machine the tree is made, from its first ELF file
-// in the order of the walk. ok is false when there is none.
-func (t *Tree) Target(ctx context.Context) (layout ima.Layout, path string, ok bool, err error) {
-	err = t.each(ctx, func(f File, err error) error {
+// Target finds out on what EVM signatures depend, from the ELF files of the tree. They
+// must all agree: a boot loader's modules or a second set of libraries make it a guess.
+func (t *Tree) Target(ctx context.Context) (ima.Layout, error) {
+	var found ima.Layout
+	var first string
+	err := t.each(ctx, func(f File, err error) error {
 		if err != nil || !f.Regular() || f.Size < elfIdentSize {
 			return nil
 		}
@@ -53,16 +55,20 @@ func (t *Tree) Target(ctx context.Context) (layout ima.Layout, path string, ok b
 		if err != nil {
 			return nil // signing will name it
 		}
-		if layout, ok = elfLayout(ident); ok {
-			path = f.Path
-			return errFound
+		layout, ok := elfLayout(ident)
+		switch {
+		case !ok || layout == found:
+		case first == "":
+			found, first = layout, f.Path
+		default:
+			return fmt.Errorf("%w: %q is %v, %q is %v", ErrNoTarget, first, found, f.Path, layout)
 		}
 		return nil
 	})
-	if errors.Is(err, errFound) {
-		err = nil
+	if err == nil && first == "" {
+		err = fmt.Errorf("%w: it has no ELF file", ErrNoTarget)
 	}
-	return layout, path, ok, err
+	return found, err
 }
 
 // elfIdentSize is EI_NIDENT.

@@ -4,9 +4,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"path"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +14,8 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 )
 
-// ErrUntrusted means that a certificate is not signed by any of the CAs.
-var ErrUntrusted = errors.New("certificate is not signed by the CA")
+// ErrUntrusted means that the kernel would not load a certificate under the CAs.
+var ErrUntrusted = errors.New("the kernel would not load this certificate")
 
 // Trust are the certificates whose signatures count, by the key id of signatures.
 type Trust struct {
@@ -24,10 +23,9 @@ type Trust struct {
 	certs []*x509.Certificate
 }
 
-// NewTrust trusts certs; if there are CAs, each of certs must be signed by one of them
-// directly, as the kernel's .ima keyring demands (restrict_link_by_builtin_trusted).
-// Validity periods do not count, because the kernel does not look at them; see
-// [Trust.Expired].
+// NewTrust trusts certs; if there are CAs, each of certs must be one that the kernel's
+// keyrings .ima and .evm take when these CAs are built in. Validity periods do not count,
+// because the kernel does not look at them; see [Trust.Expired].
 func NewTrust(cas, certs []*x509.Certificate) (*Trust, error) {
 	t := &Trust{byID: map[uint32][]*x509.Certificate{}}
 	for _, c := range certs {
@@ -35,17 +33,13 @@ func NewTrust(cas, certs []*x509.Certificate) (*Trust, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(cas) > 0 && !signedByAny(c, cas) {
-			return nil, fmt.Errorf("%q: %w", c.Subject, ErrUntrusted)
+		if fault := keys.LinkFault(c, cas); len(cas) > 0 && fault != "" {
+			return nil, fmt.Errorf("%q: %w: %s", c.Subject, ErrUntrusted, fault)
 		}
 		t.byID[id] = append(t.byID[id], c)
 		t.certs = append(t.certs, c)
 	}
 	return t, nil
-}
-
-func signedByAny(c *x509.Certificate, cas []*x509.Certificate) bool {
-	return slices.ContainsFunc(cas, func(ca *x509.Certificate) bool { return c.CheckSignatureFrom(ca) == nil })
 }
 
 // Certificates are the trusted certificates.
@@ -80,29 +74,54 @@ func (t *Trust) verify(x *ima.Xattr, digest []byte) (*x509.Certificate, error) {
 // initramfs scripts load certificates from.
 const certificateDir = "etc/keys"
 
-// Certificates returns the certificates in etc/keys of the tree that a CA has signed,
-// and the files there that hold none such.
+// maxCertificate bounds a file there: the kernel reads one certificate from each.
+const maxCertificate = 64 << 10
+
+// Certificates returns the certificates in etc/keys of the tree that the kernel would load
+// under the CAs, and why it would not load the other files there.
 func (t *Tree) Certificates(cas []*x509.Certificate) (certs []*x509.Certificate, rejected []string, err error) {
-	entries, err := os.ReadDir(path.Join(t.root, certificateDir))
+	dir, err := t.openInside(certificateDir)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil, nil
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, e := range entries {
-		rel := path.Join(certificateDir, e.Name())
-		f, err := t.open(rel)
+	defer dir.Close()
+	names, err := readNames(int(dir.Fd()))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", certificateDir, err)
+	}
+	for _, name := range names {
+		rel := path.Join(certificateDir, name)
+		cert, err := t.certificate(rel)
+		if err == nil {
+			if fault := keys.LinkFault(cert, cas); fault != "" {
+				err = errors.New(fault)
+			}
+		}
 		if err != nil {
-			continue // a link: the file that it leads to is here under its own name
+			rejected = append(rejected, fmt.Sprintf("%q: %v", rel, err))
+			continue
 		}
-		f.Close()
-		found, err := keys.ReadCertificates(path.Join(t.root, rel))
-		signed := slices.DeleteFunc(found, func(c *x509.Certificate) bool { return !signedByAny(c, cas) || c.IsCA })
-		if err != nil || len(signed) == 0 {
-			rejected = append(rejected, rel)
-		}
-		certs = append(certs, signed...)
+		certs = append(certs, cert)
 	}
 	return certs, rejected, nil
+}
+
+// certificate reads one file as the kernel does: DER, and one certificate.
+func (t *Tree) certificate(rel string) (*x509.Certificate, error) {
+	f, err := t.openInside(rel)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxCertificate {
+		return nil, errors.New("not a regular file of the size of a certificate")
+	}
+	der, err := io.ReadAll(io.LimitReader(f, maxCertificate))
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
 }

@@ -23,7 +23,7 @@ type File struct {
 	Nlink      uint32
 	Size       int64 // bytes
 	Rdev       [2]uint32
-	Mtime      unix.StatxTimestamp
+	ctime      unix.StatxTimestamp
 	dev, ino   uint64
 	mount      uint64
 	mountKnown bool
@@ -40,16 +40,23 @@ type inode struct{ dev, ino uint64 }
 
 func (f *File) inode() inode { return inode{f.dev, f.ino} }
 
-// names remembers the files with several names that a walk has met.
-type names map[inode]bool
+// names counts the names that are still to come of files that a walk has met.
+type names map[inode]uint32
 
 // first says whether f is the first name of its file.
 func (n names) first(f File) bool {
 	if f.Nlink < 2 {
 		return true
 	}
-	again := n[f.inode()]
-	n[f.inode()] = true
+	left, again := n[f.inode()]
+	if !again {
+		left = f.Nlink
+	}
+	if left--; left == 0 {
+		delete(n, f.inode())
+	} else {
+		n[f.inode()] = left
+	}
 	return !again
 }
 
@@ -70,7 +77,7 @@ func statx(dirfd int, name string, flags int) (File, error) {
 		return File{}, err
 	}
 	return File{
-		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: st.Nlink, Size: int64(st.Size), Mtime: st.Mtime,
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: st.Nlink, Size: int64(st.Size), ctime: st.Ctime,
 		Rdev: [2]uint32{st.Rdev_major, st.Rdev_minor},
 		dev:  unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino,
 		mount: st.Mnt_id, mountKnown: st.Mask&unix.STATX_MNT_ID != 0,
@@ -87,6 +94,9 @@ type Tree struct {
 
 // Open opens the root directory of a tree whose labels and owners labels knows.
 func Open(root string, labels Labels) (*Tree, error) {
+	if root == "" {
+		return nil, errors.New("the path of the tree is empty")
+	}
 	abs, err := filepath.Abs(root)
 	if err != nil {
 		return nil, err
@@ -107,17 +117,64 @@ func Open(root string, labels Labels) (*Tree, error) {
 // Close closes the tree.
 func (t *Tree) Close() error { return t.dir.Close() }
 
+// Contains says whether path, which need not exist, lies in the tree.
+func (t *Tree) Contains(path string) (bool, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return false, err
+	}
+	if path, err = filepath.EvalSymlinks(filepath.Dir(path)); err != nil {
+		return false, err
+	}
+	for {
+		f, err := statx(unix.AT_FDCWD, path, 0)
+		if err != nil {
+			return false, err
+		}
+		if f.inode() == t.top.inode() {
+			return true, nil
+		}
+		if path == "/" {
+			return false, nil
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// ErrBusy means that another process is signing the tree.
+var ErrBusy = errors.New("another process is signing this tree")
+
+// lock keeps a second signer out: both would say that every file has their label.
+func (t *Tree) lock() (unlock func(), err error) {
+	fd := int(t.dir.Fd())
+	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%s: %w", t.root, ErrBusy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", t.root, err)
+	}
+	return func() { unix.Flock(fd, unix.LOCK_UN) }, nil
+}
+
 // open opens a file of the tree for reading. No symbolic link is followed on the way,
 // so that a tree cannot lead out of itself, and no FIFO or device is waited for.
 func (t *Tree) open(rel string) (*os.File, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	return t.openResolving(rel, unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+}
+
+// openInside opens a file or directory as a program on the device would: symbolic links
+// are followed as if the root of the tree were the root of all.
+func (t *Tree) openInside(rel string) (*os.File, error) {
+	return t.openResolving(rel, 0, unix.RESOLVE_IN_ROOT)
+}
+
+func (t *Tree) openResolving(rel string, flags int, resolve uint64) (*os.File, error) {
+	flags |= unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := ignoringEINTR(func() (int, error) {
-		fd, err := unix.Openat2(int(t.dir.Fd()), rel, &unix.OpenHow{
-			Flags:   flags,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-		})
+		fd, err := unix.Openat2(int(t.dir.Fd()), rel, &unix.OpenHow{Flags: uint64(flags), Resolve: resolve})
 		if errors.Is(err, unix.ENOSYS) { // before Linux 5.6
-			return unix.Openat(int(t.dir.Fd()), rel, flags, 0)
+			return unix.Openat(int(t.dir.Fd()), rel, flags|unix.O_NOFOLLOW, 0)
 		}
 		return fd, err
 	})
@@ -158,6 +215,9 @@ func (t *Tree) eachIn(ctx context.Context, parent int, rel string, visit func(Fi
 		}
 		f, err := statx(parent, name, unix.AT_SYMLINK_NOFOLLOW)
 		f.Path = path.Join(rel, name)
+		if err == nil && len(f.Path) >= unix.PathMax {
+			err = unix.ENAMETOOLONG
+		}
 		if err == nil {
 			err = t.labels.Stat(t.root+"/"+f.Path, &f)
 		}
@@ -216,11 +276,14 @@ type job[T any] struct {
 
 // process walks t and calls work, from n goroutines, for every file that the filter
 // wants worked on, then emit for every name in the order of the walk, from one
-// goroutine. newWork is called once for each goroutine. When emit fails or ctx ends, what
-// was begun is finished and emitted, and the error returned.
+// goroutine. newWork is called once for each goroutine. When ctx ends, what was begun is
+// finished and emitted; when emit fails, what was begun is finished. Either error is returned.
 func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 	newWork func() func(context.Context, File) T, emit func(File, T, error) error) error {
-	g, ctx := errgroup.WithContext(ctx)
+	asked := ctx
+	ctx, cancel := context.WithCancel(asked)
+	defer cancel()
+	var g errgroup.Group
 	todo := make(chan job[T], 16*n) // waking a goroutine for each file would cost more than a small one
 	order := make(chan job[T], pending)
 	g.Go(func() error {
@@ -261,22 +324,35 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 			return nil
 		})
 	}
-	g.Go(func() error {
-		var first error
-		for j := range order {
-			var result T
-			if j.done != nil {
-				r, ok := <-j.done
-				if !ok {
-					continue
-				}
-				result = r
+	failed := collect(order, emit, cancel)
+	err := g.Wait()
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil:
+		return err
+	}
+	return asked.Err() // the walk was over, but not the work
+}
+
+// collect waits for each result in turn. After the first error of emit it ends the walk,
+// and goes on taking jobs so that nobody waits for it.
+func collect[T any](order <-chan job[T], emit func(File, T, error) error, cancel func()) error {
+	var first error
+	for j := range order {
+		var result T
+		if j.done != nil {
+			r, ok := <-j.done
+			if !ok {
+				continue
 			}
-			if first == nil {
-				first = emit(j.file, result, j.err)
+			result = r
+		}
+		if first == nil {
+			if first = emit(j.file, result, j.err); first != nil {
+				cancel()
 			}
 		}
-		return first
-	})
-	return g.Wait()
+	}
+	return first
 }

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"github.com/meta-attest/meta-attest/tools/internal/keys"
+)
+
+// passphraseEnv is where a passphrase may stand. There is no flag for the passphrase itself:
+// every user of the machine sees arguments.
+const passphraseEnv = "ATTEST_KEY_PASSPHRASE"
+
+// keyFlags say how private keys are opened.
+type keyFlags struct {
+	passphraseFile string
+	allowDebug     bool
+}
+
+// AddFlags adds the flags to a command.
+func (k *keyFlags) AddFlags(fs *pflag.FlagSet) {
+	k.addPassphrase(fs)
+	fs.BoolVar(&k.allowDebug, "allow-debug-keys", false, "take keys whose private half is published, such as those of keys-debug")
+}
+
+// addPassphrase adds the flag of commands that look at keys and use none.
+func (k *keyFlags) addPassphrase(fs *pflag.FlagSet) {
+	fs.StringVar(&k.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the passphrase of the key or the PIN of the token (default: $"+passphraseEnv+")")
+}
+
+// Options are what the flags and the environment say.
+func (k *keyFlags) Options() keys.Options {
+	return keys.Options{Passphrase: k.passphrase, AllowDebug: k.allowDebug}
+}
+
+// open opens a key and says on stderr what a person should know of it.
+func (k *keyFlags) open(ctx context.Context, uri string, stderr io.Writer) (*keys.Key, error) {
+	key, err := keys.Open(ctx, uri, k.Options())
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range key.Warnings {
+		fmt.Fprintf(stderr, "attest: warning: %s\n", w)
+	}
+	if name, ok := keys.DebugName(key.Public()); ok {
+		fmt.Fprintf(stderr, "attest: warning: %s is published as %s: everybody has this private key\n", key.URI, name)
+	}
+	return key, nil
+}
+
+// passphrase returns nothing when none is given.
+func (k *keyFlags) passphrase() ([]byte, error) {
+	if k.passphraseFile == "" {
+		return []byte(os.Getenv(passphraseEnv)), nil
+	}
+	f, err := os.Open(k.passphraseFile)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const most = 4 << 10
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > most {
+		return nil, fmt.Errorf("%s: larger than %d bytes", k.passphraseFile, most)
+	}
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	if len(line) == 0 {
+		return nil, fmt.Errorf("%s: first line is empty", k.passphraseFile)
+	}
+	return line, nil
+}

@@ -1,0 +1,77 @@
+package tools
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/meta-attest/meta-attest/tools/"
+
+// mayImport is the direction of imports between our packages: a line may name only
+// packages of earlier lines. Formats stand first, what touches the world later.
+var mayImport = []struct {
+	pkg     string
+	imports string
+}{
+	{"internal/wire", ""},
+	{"internal/config", ""},
+	{"internal/ima", "internal/wire"},
+	{"internal/policy", "internal/ima"},
+	{"internal/manifest", ""},
+	{"internal/keys", "internal/config"},
+	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
+	{"attest-bench", "internal/keys"},
+	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs"},
+}
+
+// formats only turn bytes into values and back: they open nothing.
+var formats = []string{"internal/wire", "internal/ima", "internal/policy"}
+
+// oneHome are imports that one package alone may have.
+var oneHome = map[string]string{
+
+	"github.com/ThalesGroup/crypto11":                "internal/keys",
+	"github.com/sigstore/sigstore/pkg/signature/kms": "internal/keys",
+	"github.com/spf13/cobra":                         "attest",
+	"github.com/schollz/progressbar/v3":              "attest",
+}
+
+func TestImportDirection(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string][]string{}
+	for i, p := range mayImport {
+		known[p.pkg] = strings.Fields(p.imports)
+		for _, dep := range known[p.pkg] {
+			if !slices.ContainsFunc(mayImport[:i], func(q struct{ pkg, imports string }) bool { return q.pkg == dep }) {
+				t.Errorf("%s may import %s, which does not stand before it", p.pkg, dep)
+			}
+		}
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		pkg, ours := strings.CutPrefix(fields[0], module)
+		if !ours {
+			continue // the package of this test
+		}
+		allowed, ok := known[pkg]
+		if !ok {
+			t.Errorf("%s is not in the table of this test", pkg)
+		}
+		for _, dep := range fields[1:] {
+			if home, ok := oneHome[dep]; ok && home != pkg {
+				t.Errorf("%s imports %s, which only %s may", pkg, dep, home)
+			}
+			if slices.Contains(formats, pkg) && (dep == "os" || dep == "os/exec" || strings.HasPrefix(dep, "net")) {
+				t.Errorf("%s is a format and imports %s", pkg, dep)
+			}
+			if dep, ours := strings.CutPrefix(dep, module); ours && !slices.Contains(allowed, dep) {
+				t.Errorf("%s may not import %s", pkg, dep)
+			}
+		}
+	}
+}

@@ -1,0 +1,5 @@
+//go:build gcpkms
+
+package keys
+
+import _ "github.com/sigstore/sigstore/pkg/signature/kms/gcp" // gcpkms://
