@@ -17,12 +17,16 @@ var mayImport = []struct {
 }{
 	{"internal/wire", ""},
 	{"internal/config", ""},
+	{"internal/cpio", ""},
 	{"internal/ima", "internal/wire"},
 	{"internal/policy", "internal/ima"},
 	{"internal/manifest", ""},
 	{"internal/keys", "internal/config"},
 	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
 	{"attest-bench", "internal/keys"},
+	{"attest-init", ""},
+	{"boottest", "internal/cpio"},
+	{"boottest/guest", ""},
 	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs"},
 }
 
