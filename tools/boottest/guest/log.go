@@ -28,6 +28,11 @@ func openLog() (*kernelLog, error) {
 	return &kernelLog{fd: fd, audit: audit}, err
 }
 
+func (l *kernelLog) close() {
+	unix.Close(l.fd)
+	unix.Close(l.audit)
+}
+
 // mark forgets what was written until now.
 func (l *kernelLog) mark() error {
 	_, err := unix.Seek(l.fd, 0, unix.SEEK_END)
@@ -68,31 +73,39 @@ var record = regexp.MustCompile(`audit: type=180[012] .* cause=(.*?) comm=\S+(?:
 // patience is how long our own record may take.
 const patience = 20 * time.Second
 
-// causes returns why the kernel refused something about one of the files named in args.
-func (l *kernelLog) causes(args []string) ([]string, error) {
+// each calls f with the records since the mark, until it comes to one of ours that is after them.
+func (l *kernelLog) each(f func(text string)) error {
 	last, err := l.flush()
 	if err != nil {
-		return nil, fmt.Errorf("write audit record: %w", err)
+		return fmt.Errorf("write audit record: %w", err)
 	}
-	var causes []string
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		text, err := l.next()
 		switch {
 		case err != nil:
-			return nil, err
+			return err
 		case text == "":
 			time.Sleep(5 * time.Millisecond)
-			continue
 		case strings.Contains(text, last):
-			return causes, nil
+			return nil
+		default:
+			f(text)
 		}
+	}
+	return errors.New("audit records do not reach the kernel's log")
+}
+
+// causes returns why the kernel refused something about one of the files named in args.
+func (l *kernelLog) causes(args []string) ([]string, error) {
+	var causes []string
+	err := l.each(func(text string) {
 		m := record.FindStringSubmatch(text)
 		if m == nil || m[1] == "failed" || m[1] == "completed" || !concerns(m[2], args) || slices.Contains(causes, m[1]) {
-			continue // the kernel says, too, that it did not load a policy
+			return // the kernel says, too, that it did not load a policy
 		}
 		causes = append(causes, m[1])
-	}
-	return nil, errors.New("audit records do not reach the kernel's log")
+	})
+	return causes, err
 }
 
 // concerns says whether a record is about a file of args, or of a folder that is named there.
@@ -117,8 +130,7 @@ func inLog(text string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer unix.Close(f.fd)
-	defer unix.Close(f.audit)
+	defer f.close()
 	for {
 		line, err := f.next()
 		if err != nil || line == "" {

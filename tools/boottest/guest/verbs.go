@@ -35,6 +35,7 @@ var verbs = map[string]verb{
 	"module":      {2, func(a []string) (string, error) { return module(a, loadFile) }},                    // FILE NAME
 	"module-data": {2, func(a []string) (string, error) { return module(a, loadData) }},                    // FILE NAME
 	"policy":      {1, policy},                                                                             // FILE, or a rule as TEXT
+	"refusal":     {1, refusal},                                                                            // FILE: where the kernel refuses that policy
 	"rules":       {0, rules},                                                                              // counts those in force
 	"add-key":     {2, addKey},                                                                             // KEYRING FILE
 	"has-key":     {2, hasKey},                                                                             // KEYRING TEXT
