@@ -103,6 +103,7 @@ before those of earlier ones, and those of --rule before all.`,
 	c.MarkFlagRequired("key")
 	c.MarkFlagRequired("cert")
 	c.MarkFlagsRequiredTogether("evm-key", "evm-cert")
+	completeTreeFlags(c, labelsDump)
 	return c
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
@@ -125,4 +126,18 @@ func checkJobs(n int) error {
 		return fmt.Errorf("--jobs %d is not from 0 to %d", n, maxJobs)
 	}
 	return nil
+}
+
+// completeTreeFlags tells a shell the values of the flags that have few.
+func completeTreeFlags(c *cobra.Command, moreLabels ...string) {
+	for flag, values := range map[string][]string{
+		"labels":   append([]string{rootfs.LabelsAuto, rootfs.LabelsLibc, rootfs.LabelsDirect}, moreLabels...),
+		"progress": {"auto", "bar", "plain", "none"},
+		"target":   ima.Targets(),
+		"hash":     {ima.SHA256.String(), ima.SHA384.String(), ima.SHA512.String()},
+	} {
+		if c.Flags().Lookup(flag) != nil {
+			c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+		}
+	}
 }

@@ -66,6 +66,7 @@ does not look at the date.`,
 	f.StringVar(&o.progress, "progress", "auto", "show progress as `KIND`: auto, bar, plain or none")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.verify/v1)")
 	c.MarkFlagsOneRequired("ca", "cert")
+	completeTreeFlags(c)
 	return c
 }
 
