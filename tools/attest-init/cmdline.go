@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,14 +31,19 @@ const defaultWait = 10 * time.Second
 const forever = time.Duration(1<<63 - 1)
 
 // parseCmdline reads the text of /proc/cmdline. Of a word given twice the last one counts,
-// but one attest=enforce is enough.
+// but one attest=enforce is enough. In a name "-" is "_", as it is to the kernel (parameqn in
+// kernel/params.c).
 func parseCmdline(line string) (options, error) {
 	o := options{policy: "/etc/ima/ima-policy", wait: defaultWait, init: "/sbin/init"}
 	var err error
 	words := splitCmdline(line)
 	for i, word := range words {
+		if word == "--" {
+			o.initArgs = words[i+1:]
+			break
+		}
 		name, value, given := strings.Cut(word, "=")
-		switch name {
+		switch strings.ReplaceAll(name, "-", "_") {
 		case "attest":
 			switch value {
 			case "enforce":
@@ -77,9 +83,6 @@ func parseCmdline(line string) (options, error) {
 			if value != "enforce" {
 				o.permissive = word
 			}
-		case "--":
-			o.initArgs = words[i+1:]
-			return o, o.check()
 		}
 	}
 	return o, o.check()
@@ -109,16 +112,25 @@ func seconds(text string) (time.Duration, error) {
 	return time.Duration(n) * time.Second, err
 }
 
+// blanks are the bytes for which the kernel's isspace is true (lib/ctype.c). The last one may
+// be the middle of a character.
+const blanks = "\t\n\v\f\r \xa0"
+
 // splitCmdline cuts at blanks outside of double quotes, which may surround a word or its
 // value, as the kernel's next_arg does (lib/cmdline.c).
 func splitCmdline(line string) []string {
-	quoted := false
-	words := strings.FieldsFunc(line, func(r rune) bool {
-		if r == '"' {
+	var words []string
+	quoted, start := false, 0
+	for i := range len(line) {
+		switch c := line[i]; {
+		case c == '"':
 			quoted = !quoted
+		case !quoted && strings.IndexByte(blanks, c) >= 0:
+			words = append(words, line[start:i])
+			start = i + 1
 		}
-		return !quoted && (r == ' ' || r == '\t' || r == '\n')
-	})
+	}
+	words = slices.DeleteFunc(append(words, line[start:]), func(word string) bool { return word == "" })
 	for i, word := range words {
 		name, value, given := strings.Cut(strings.TrimPrefix(word, `"`), "=")
 		words[i] = strings.TrimSuffix(name, `"`)

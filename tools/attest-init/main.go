@@ -1,19 +1,21 @@
 // Attest-init is the /init of an initramfs. It gives the kernel certificates and a signed
-// IMA policy, proves that both are in force, and starts the real system:
+// IMA policy, checks that it took both, and starts the real system:
 //
 //  1. mounts /proc, /sys, securityfs and /dev; loads the modules that /etc/modules lists, a
 //     path a line, in that order;
 //  2. adds /etc/keys/x509_ima*.der to the keyring .ima and, where told to, x509_evm*.der to
 //     .evm, switches EVM on and closes its setup;
 //  3. loads the policy by its path, if it is in the initramfs;
-//  4. mounts the root read-only, makes it /, and adds the certificates of its /etc/keys;
+//  4. mounts the root read-only, makes it /, and adds the certificates of its /etc/keys. Its
+//     /dev, /proc and /sys must be directories, not links;
 //  5. loads the policy of the root, if the initramfs had none;
 //  6. executes init.
 //
 // The command line of the kernel says what to do:
 //
 //	attest=enforce     go no further if anything failed, or if the kernel was told to let things
-//	                   pass (ima_appraise=, evm=). The default, attest=log, tells and goes on
+//	                   pass (ima_appraise=, evm=), or if the policy has no rule "appraise". The
+//	                   default, attest=log, tells and goes on
 //	attest.policy=PATH of the policy, /etc/ima/ima-policy unless set; none leaves it to systemd
 //	attest.evm=1       add certificates to .evm, switch EVM on, and close its setup
 //	root= rootfstype= rootflags= rootwait rootdelay= ro rw init=
@@ -25,6 +27,14 @@
 // its security.ima beside it in a file NAME.sig, and that of its security.evm in NAME.evm:
 //
 //	getfattr --only-values -n security.ima ima-policy > ima-policy.sig
+//
+// What is checked: the kernel took each certificate, and .ima and .evm are not empty. The last
+// rules that it shows are those of the policy by their number, order and actions; their
+// conditions are not compared. A kernel that shows no rules (CONFIG_IMA_READ_POLICY is not
+// set) must have removed its file policy, as it does when it accepts one.
+//
+// A policy in the initramfs is bound to it. One in the root is any that was signed with a key
+// in .ima: who can write to the root can put another one, of an older release, in its place.
 //
 // Where the kernel checks no signatures of policies, or takes certificates that no CA of
 // it signed (Debian's does neither), only those of the initramfs are loaded.
@@ -80,7 +90,7 @@ func boot() error {
 	if err := b.switchRoot(); err != nil {
 		return err // there is nothing to go on to
 	}
-	for _, step := range []func() error{b.addCertificates, b.loadPolicyOfRoot} {
+	for _, step := range []func() error{checkSystem, b.addCertificates, b.loadPolicyOfRoot} {
 		if err := b.judge(step()); err != nil {
 			return err
 		}

@@ -42,6 +42,17 @@ func TestParseCmdline(t *testing.T) {
 		{"quiet", options{}, "no root="},
 		{"root=/dev/vda attest=enforce ima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
 		{"root=/dev/vda attest=enforce evm=fix", options{}, "evm=fix contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce ima-appraise=log", options{}, "ima-appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce --=x ima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce\vima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce\fima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce\rima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce x\xa0ima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce x\u00a0ima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
+		{"root=/dev/vda attest=enforce x\u0085ima_appraise=log", with(func(o *options) { o.enforce = true }), ""},
+		{"root=/dev/vda attest=enforce -- ima_appraise=log", with(func(o *options) {
+			o.enforce, o.initArgs = true, []string{"ima_appraise=log"}
+		}), ""},
 		{"root=/dev/vda attest=enfroce", options{}, "use attest=enforce or attest=log"},
 		{"root=/dev/vda attest", options{}, "use attest=enforce or attest=log"},
 		{"root=/dev/vda attest.evm=on", options{}, "use attest.evm=1"},
@@ -71,10 +82,43 @@ func FuzzParseCmdline(f *testing.F) {
 		if err == nil && (o.root == "" || o.init[0] != '/' || o.policy == "" && o.enforce || o.policy != "" && o.policy[0] != '/') {
 			t.Errorf("%q: accepted as %+v", line, o)
 		}
-		if err == nil && !o.enforce && slices.Contains(strings.Fields(strings.Split(line, `"`)[0]), "attest=enforce") && !strings.Contains(line, "-- ") {
+		if err == nil && !o.enforce && slices.Contains(strings.Split(strings.Split(line, `"`)[0], " "), "attest=enforce") && !strings.Contains(line, "--") {
 			t.Errorf("%q: not enforced", line)
 		}
 	})
+}
+
+func TestCheckMountPoints(t *testing.T) {
+	for _, c := range []struct {
+		name, at string // what is made there in place of a directory
+		make     func(path string) error
+		want     string
+	}{
+		{"directories", "", nil, ""},
+		{"a link", "/sys", func(p string) error { return os.Symlink("/etc", p) }, "/sys is not a directory"},
+		{"a link to a directory beside it", "/proc", func(p string) error { return os.Symlink("dev", p) }, "/proc is not a directory"},
+		{"a file", "/dev", func(p string) error { return os.WriteFile(p, nil, 0o644) }, "/dev is not a directory"},
+		{"nothing", "/proc", func(string) error { return nil }, "/proc: no such file or directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			for _, at := range mountPoints {
+				var err error
+				if at == c.at {
+					err = c.make(root + at)
+				} else {
+					err = os.Mkdir(root+at, 0o755)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := checkMountPoints(root)
+			if got := err != nil; got != (c.want != "") || got && !strings.HasSuffix(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
 }
 
 func TestParseKeyrings(t *testing.T) {

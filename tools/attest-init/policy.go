@@ -77,7 +77,8 @@ func openedPolicy(err error) error {
 	return err
 }
 
-// loadPolicy has the kernel read the policy at path, and proves that it is in force.
+// loadPolicy has the kernel read the policy at path, and checks that its rules are in force.
+// Under enforce one of them must appraise: with others alone every program runs.
 func (b *booter) loadPolicy(path string) error {
 	text, err := readFile(path, maxPolicy)
 	if err != nil {
@@ -86,8 +87,12 @@ func (b *booter) loadPolicy(path string) error {
 	if err := writePolicyPath(path); err != nil {
 		return fmt.Errorf("load policy %s: %w", path, err)
 	}
-	if err := inForce(actions(text)); err != nil {
+	rules := actions(text)
+	if err := inForce(rules); err != nil {
 		return fmt.Errorf("policy %s is not in force: %w", path, err)
+	}
+	if b.enforce && !slices.Contains(rules, "appraise") {
+		return fmt.Errorf("policy %s appraises nothing, which contradicts attest=enforce", path)
 	}
 	b.loaded = true
 	tell(levelInfo, fmt.Sprintf("policy %s is in force", path))
@@ -161,8 +166,10 @@ func labelPolicy(path string) (string, error) {
 		return "", err
 	}
 	copied := stage + "/ima-policy"
-	unix.Umask(0) // not chmod afterwards: EVM may refuse that
-	if err := os.WriteFile(copied, text, 0o644); err != nil {
+	umask := unix.Umask(0) // not chmod afterwards: EVM may refuse that
+	err = os.WriteFile(copied, text, 0o644)
+	unix.Umask(umask) // init inherits it
+	if err != nil {
 		return "", err
 	}
 	for suffix, name := range map[string]string{".sig": "security.ima", ".evm": "security.evm"} {

@@ -86,7 +86,10 @@ func (b *booter) switchRoot() error {
 	if err := b.mountRoot(device); err != nil {
 		return err
 	}
-	for _, at := range []string{"/dev", "/proc", "/sys"} {
+	if err := b.judge(checkMountPoints(newRoot)); err != nil {
+		return err
+	}
+	for _, at := range mountPoints {
 		if err := unix.Mount(at, newRoot+at, "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("move %s into the root: %w", at, err)
 		}
@@ -104,6 +107,39 @@ func (b *booter) switchRoot() error {
 		return fmt.Errorf("enter the root: %w", err)
 	}
 	b.inRoot = true
+	return nil
+}
+
+// mountPoints are moved into the root.
+var mountPoints = []string{"/dev", "/proc", "/sys"}
+
+// checkMountPoints wants folders: a link in the root would lead what is moved elsewhere, and
+// have its own files read in its place.
+func checkMountPoints(root string) error {
+	var errs []error
+	for _, at := range mountPoints {
+		info, err := os.Lstat(root + at)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s%s is not a directory", root, at)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("check mount points of the root: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkSystem wants the kernel itself behind the files that are read in the root.
+func checkSystem() error {
+	for at, magic := range map[string]int64{"/proc": unix.PROC_SUPER_MAGIC, securityDir: unix.SECURITYFS_MAGIC} {
+		var st unix.Statfs_t
+		if err := unix.Statfs(at, &st); err != nil {
+			return fmt.Errorf("find filesystem of %s: %w", at, err)
+		}
+		if int64(st.Type) != magic {
+			return fmt.Errorf("%s is not of the kernel: its filesystem is %#x, not %#x", at, st.Type, magic)
+		}
+	}
 	return nil
 }
 

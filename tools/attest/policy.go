@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -33,7 +34,9 @@ func newPolicy() *cobra.Command {
   explain  says what a policy measures, appraises and refuses in a root filesystem
   sign     writes the label with which the kernel loads a policy by its path
 
-A POLICY is a file or the name of a ready policy.`,
+A POLICY is a file or the name of a ready policy. With --json there is a document for
+every POLICY that can be read: of one that a kernel refuses, show and explain give an
+empty list and the reason, and check gives the findings. The exit code is then 4.`,
 		Example: `  attest policy list
   attest policy check policy.ima --kernel 6.1
   attest policy explain appraise-executables --rootfs rootfs
@@ -92,6 +95,9 @@ func parseFS(name, uuid string) (*policy.Filesystem, error) {
 		return nil, fmt.Errorf("--fs: no filesystem %q is known", name)
 	}
 	if uuid != "" {
+		if !f.AnyUUID {
+			return nil, fmt.Errorf("--fsuuid: %s has no UUID of its own: fsuuid= matches nothing there", name)
+		}
 		u, err := policy.ParseUUID(uuid)
 		if err != nil {
 			return nil, fmt.Errorf("--fsuuid: %w", err)
@@ -200,20 +206,25 @@ type jsonRule struct {
 	Rule string `json:"rule"`
 }
 
+// policyRulesSummary is the end of the document.
+type policyRulesSummary struct {
+	Rules  int    `json:"rules"`
+	Kernel string `json:"kernel,omitempty"` // the oldest that takes the policy
+	Error  string `json:"error,omitempty"`  // why the newest known does not
+}
+
 func writePolicyRules(w io.Writer, name string, text []byte) error {
-	p, err := policy.Parse(text, policy.Newest)
-	if err != nil {
-		return &exitError{exitFindings, fmt.Errorf("%s: %w", name, err)}
-	}
 	doc := newDocument(w, "attest.policy.show/v1", "rules")
+	p, refused := policy.Parse(text, policy.Newest)
+	if refused != nil {
+		err := doc.end(policyRulesSummary{Error: refused.Error()})
+		return cmp.Or(err, error(&exitError{exitFindings, fmt.Errorf("%s: %w", name, refused)}))
+	}
 	for _, r := range p.Rules() {
 		if err := doc.add(jsonRule{r.Line, r.String()}); err != nil {
 			return err
 		}
 	}
 	oldest, _ := policy.OldestFor(text)
-	return doc.end(struct {
-		Rules  int    `json:"rules"`
-		Kernel string `json:"kernel"`
-	}{len(p.Rules()), oldest.String()})
+	return doc.end(policyRulesSummary{Rules: len(p.Rules()), Kernel: oldest.String()})
 }

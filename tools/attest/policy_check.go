@@ -35,9 +35,9 @@ that no system survives (kernel-filesystem).
 
 Warnings are what depends on the system, and what a rule does not protect although it
 looks as if it did: redundant, ignored, exact-mask, directio, hash-accepted, weak-hash,
-scripts, libraries, hooks, policy-not-signed, tmpfs, tmpfs-not-measured, fsuuid, config,
-long-line, unknown-filesystem, kernel. With warnings alone the exit code is 0: no policy
-is without.`,
+programs, scripts, libraries, hooks, policy-not-signed, tmpfs, tmpfs-not-measured,
+fsuuid, config, long-line, unknown-filesystem, kernel. With warnings alone the exit code
+is 0: no policy is without.`,
 		Example: `  attest policy check policy.ima --kernel 6.1
   attest policy check policy.ima --kernel 6.6 --fs squashfs --config build/.config
   attest policy check appraise-executables --json`,
@@ -87,12 +87,8 @@ func (o *policyCheckFlags) run(name string, stdout io.Writer) error {
 	if opts.FS, err = parseFS(o.fs, o.fsuuid); err != nil {
 		return err
 	}
-	if o.config != "" {
-		options, err := readKernelConfig(o.config)
-		if err != nil {
-			return err
-		}
-		opts.Config = func(option string) bool { return options[option] }
+	if opts.Config, err = readConfigFlag(o.config); err != nil {
+		return err
 	}
 	findings := policy.Check(text, opts)
 	s := policyCheckSummary{Kernel: opts.Kernel.String()}
@@ -152,6 +148,18 @@ func printPolicyFindings(w io.Writer, name string, findings []policy.Finding, s 
 // maxConfig is the size in bytes of the largest kernel configuration that is read; that of
 // a distribution has 300 KB.
 const maxConfig = 4 << 20
+
+// readConfigFlag reads --config. Without it, it returns nil.
+func readConfigFlag(file string) (func(option string) bool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	options, err := readKernelConfig(file)
+	if err != nil {
+		return nil, err
+	}
+	return func(option string) bool { return options[option] }, nil
+}
 
 // readKernelConfig returns the options that a .config switches on.
 func readKernelConfig(file string) (map[string]bool, error) {

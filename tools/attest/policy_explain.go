@@ -16,12 +16,14 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
 
+const explainSchema = "attest.policy.explain/v1"
+
 // policyExplainFlags are the flags of attest policy explain.
 type policyExplainFlags struct {
 	rootfs, kernel, fs, fsuuid string
 	uid                        uint32
 	evm, all, json             bool
-	labels                     string
+	labels, config             string
 }
 
 func newPolicyExplain() *cobra.Command {
@@ -34,6 +36,11 @@ are run, libraries mapped, everything is read, modules, firmware and kernels are
 and what a system writes to (machine-id, /var, ...) is written. It says by which rule
 each use is measured and appraised, and which the kernel would refuse: no label, not the
 label that is demanded, or a signed file that is to be written to. The exit code is then 4.
+
+A compressed module (.ko.gz, .ko.xz, .ko.zst) is refused by func=MODULE_CHECK, as kmod
+unpacks it and the kernel sees no file, unless --config shows a kernel that unpacks it:
+from Linux 5.17 on with CONFIG_MODULE_DECOMPRESS and CONFIG_MODULE_COMPRESS_GZIP, _XZ or
+_ZSTD.
 
 It looks at whether there is a label of the right kind. Whether it is that of the content
 is what attest verify finds out.`,
@@ -50,10 +57,11 @@ is what attest verify finds out.`,
 	f.StringVar(&o.fs, "fs", "ext4", "`KIND` of filesystem that the files will be on: ext4, squashfs, erofs, overlay, ...")
 	f.StringVar(&o.fsuuid, "fsuuid", "", "`UUID` of that filesystem (default: the one that a rule asks for)")
 	f.Uint32Var(&o.uid, "uid", 0, "the user `ID` that uses the files")
+	f.StringVar(&o.config, "config", "", "configuration of the kernel, the `FILE` .config")
 	f.BoolVar(&o.evm, "evm", false, "EVM is on: appraised files need security.evm")
 	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "read labels through `WAY`: auto, libc (pseudo, fakeroot) or direct")
 	f.BoolVar(&o.all, "all", false, "print every file that is measured or appraised, and every one that is refused")
-	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.policy.explain/v1)")
+	f.BoolVar(&o.json, "json", false, "print one JSON document (schema "+explainSchema+")")
 	c.MarkFlagRequired("rootfs")
 	return c
 }
@@ -75,9 +83,17 @@ func (o *policyExplainFlags) run(ctx context.Context, name string, stdout io.Wri
 	if fs != nil {
 		s.FS = *fs
 	}
+	if s.Config, err = readConfigFlag(o.config); err != nil {
+		return err
+	}
 	p, err := policy.Parse(text, s.Kernel)
 	if err != nil {
-		return &exitError{exitFindings, fmt.Errorf("%s: %w: %w", name, errPolicy, err)}
+		refused := &exitError{exitFindings, fmt.Errorf("%s: %w: %w", name, errPolicy, err)}
+		if o.json {
+			summary := explainSummary{Kernel: s.Kernel.String(), Filesystem: s.FS.Name, Error: err.Error()}
+			return cmp.Or(newDocument(stdout, explainSchema, "files").end(summary), error(refused))
+		}
+		return refused
 	}
 	labels, err := rootfs.OpenLabels(o.labels)
 	if err != nil {
@@ -90,7 +106,7 @@ func (o *policyExplainFlags) run(ctx context.Context, name string, stdout io.Wri
 	defer tree.Close()
 	e := &explanation{flags: o, system: s, rules: p.Rules(), stdout: stdout}
 	if o.json {
-		e.doc = newDocument(stdout, "attest.policy.explain/v1", "files")
+		e.doc = newDocument(stdout, explainSchema, "files")
 	}
 	if err := tree.Look(ctx, e.file); err != nil {
 		return err
@@ -277,9 +293,10 @@ type explainSummary struct {
 	Files      int64                    `json:"files"`
 	Unreadable int64                    `json:"unreadable"`
 	Refused    int64                    `json:"refused"`
-	Uses       map[policy.Use]*useCount `json:"uses"`
-	Rules      []jsonRuleHits           `json:"rules"`
+	Uses       map[policy.Use]*useCount `json:"uses,omitempty"`
+	Rules      []jsonRuleHits           `json:"rules,omitempty"`
 	NewFiles   int                      `json:"new_files_refused_by_line,omitempty"`
+	Error      string                   `json:"error,omitempty"` // why the kernel refuses the policy
 	Good       bool                     `json:"good"`
 }
 

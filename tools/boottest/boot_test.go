@@ -96,6 +96,7 @@ var evmCases = []testCase{
 	{"certificate RSA-2048, added by attest-init, in .evm", "has-key .evm boottest RSA-2048", "yes"},
 	{"program with both signatures", "run /t/signed/busybox echo ran", "ran"},
 	{"program with shared libraries, all with both", "run /bin/bash -c pwd", "/"},
+	{"the umask that the kernel gave, after attest-init", "run /bin/busybox sh -c umask", "0022"},
 	{"program with only security.ima", "run /t/missing/busybox echo ran", "EACCES missing-HMAC"},
 	{"limit: hash and portable signature, imasig demanded", "run /t/hash/busybox echo ran", "ran"},
 	{"program with a hash and no portable signature", "run /t/bare/busybox echo ran", "EACCES missing-HMAC"},
@@ -170,6 +171,16 @@ func TestBoot(t *testing.T) {
 
 		has(t, l.boot(t, machine{append: "attest=enforce", images: images, initramfs: []cpio.Entry{ours}}),
 			"attest: refused: load policy /etc/ima/ima-policy: write /sys/kernel/security/ima/policy: permission denied: the kernel refused its signature: IMA-signature-required")
+
+		has(t, l.boot(t, machine{append: "attest=enforce attest.policy=/etc/ima/measures", images: images, initramfs: []cpio.Entry{ours}}),
+			"attest: refused: policy /etc/ima/measures appraises nothing")
+
+		has(t, l.boot(t, machine{append: "attest=enforce", images: images, initramfs: []cpio.Entry{
+			l.file(t, "etc/keys/x509_ima.der", "foreign/p256.der")}}),
+			"attest: refused: add /etc/keys/x509_ima.der to keyring .ima: required key not available: no CA in this kernel signed it")
+
+		has(t, l.boot(t, machine{append: "attest=enforce --=x ima-appraise=log", images: images, initramfs: []cpio.Entry{ours}}),
+			"attest: refused: ima-appraise=log contradicts attest=enforce")
 
 		has(t, l.boot(t, machine{append: "attest=enforce init=/t/unsigned/busybox", images: []string{"systemd.img"}, initramfs: []cpio.Entry{}}),
 			"attest: refused: execute /t/unsigned/busybox: permission denied: the policy appraises it, and its label does not hold")

@@ -153,11 +153,13 @@ getfattr --absolute-names --only-values -n security.evm policy/ima-policy > ima-
 	return []string{"evm.img"}
 }
 
-// makeRefused makes the root of machines that attest-init judges: its policy is not signed.
+// makeRefused makes the root of machines that attest-init judges: its policy is not
+// signed, and another one is, but only measures.
 func (l *lab) makeRefused(t *testing.T, cases []testCase) []string {
 	t.Helper()
 	l.userland(t, "refused", testPolicy, cases)
 	l.script(t, l.wrap, `
+echo 'measure func=BPRM_CHECK' > refused/etc/ima/measures
 attest sign refused --key keys/p256.key --cert keys/p256.crt --progress none --rule skip:/etc/ima/ima-policy
 mke2fs -q -t ext4 -I 512 -b 4096 -U `+rootUUID+` -E root_owner=0:0 -d refused refused.img 64M
 `)

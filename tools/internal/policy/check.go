@@ -43,6 +43,7 @@ const (
 	CodeTmpfs        Code = "tmpfs"              // what is in memory runs unsigned, or not at all
 	CodeHash         Code = "hash-accepted"      // a digest will do, which everybody can write
 	CodeWeakHash     Code = "weak-hash"          // a hash with known collisions will do
+	CodePrograms     Code = "programs"           // those of some users or owners are not appraised
 	CodeScripts      Code = "scripts"            // sourced scripts are not appraised
 	CodeLibraries    Code = "libraries"          // shared libraries are not appraised
 	CodeHooks        Code = "hooks"              // modules, firmware or kernels are not appraised

@@ -114,47 +114,114 @@ func (c *checker) applies() {
 	if c.FS == nil {
 		return
 	}
+	var applies, appraises bool
 	for _, call := range calls {
-		e := Event{Func: call.hook, Mask: call.mask, FS: *c.FS}
-		d := Decide(c.rules, &e, c.Kernel)
-		if d.Measured() || d.Appraised() || d.Audit != nil || d.Hash != nil || len(d.Unsure) > 0 {
-			return
-		}
+		d := c.rootReads(*c.FS, call.hook, call.mask)
+		applies = applies || d.Measured() || d.Appraised() || d.Audit != nil || d.Hash != nil || len(d.Unsure) > 0
+		appraises = appraises || d.mayAppraise()
 	}
-	c.add(SeverityError, CodeNoRule, nil, "", "nothing that root does with its files on %s is measured or appraised", c.FS.Name)
+	switch {
+	case !applies:
+		c.add(SeverityError, CodeNoRule, nil, "", "nothing that root does with its files on %s is measured or appraised", c.FS.Name)
+	case !appraises && c.any(Appraise):
+		c.add(SeverityError, CodeNoRule, nil, "", "nothing that root does with its files on %s is appraised: unsigned files run", c.FS.Name)
+	}
 }
 
 // appraisesAll looks at what a policy that appraises leaves out, and at what it should.
 func (c *checker) appraisesAll() {
 	bprm := c.first(Appraise, BprmCheck, MayExec)
 	if bprm != nil {
-		if c.first(Appraise, FileCheck, MayRead) == nil {
+		c.everyProgram(bprm)
+		if !c.rootNeeds(bprm, FileCheck, MayRead) {
 			c.add(SeverityWarning, CodeScripts, bprm, string(Appraise),
 				"what an interpreter reads is not executed: sourced scripts, sh FILE, python FILE run unsigned unless a rule appraises FILE_CHECK")
 		}
-		if c.first(Appraise, MmapCheck, MayExec) == nil && c.first(Appraise, MmapCheckReqprot, MayExec) == nil {
-			c.add(SeverityWarning, CodeLibraries, bprm, string(Appraise), "shared libraries are loaded unsigned unless a rule appraises MMAP_CHECK")
+		if !c.rootNeeds(bprm, MmapCheck, MayExec) && !c.rootNeeds(bprm, MmapCheckReqprot, MayExec) {
+			c.add(SeverityWarning, CodeLibraries, bprm, string(Appraise), "root loads shared libraries unsigned unless a rule appraises MMAP_CHECK")
 		}
 		c.otherHooks(bprm)
 		c.appraisesTmpfs(bprm)
 	}
-	if p := c.first(Appraise, PolicyCheck, MayRead); p == nil || !p.Imasig {
+	if !c.policySigned() {
 		c.add(SeverityWarning, CodePolicy, nil, "",
 			"no rule demands that policies are signed (appraise func=POLICY_CHECK appraise_type=imasig): a kernel with CONFIG_IMA_WRITE_POLICY lets root append unsigned rules")
 	}
 	c.kernelFilesystems()
 }
 
+// place is where holes beside r are looked for: on the filesystem in question, or on one
+// that r is for.
+func (c *checker) place(r *Rule) Filesystem {
+	if c.FS != nil {
+		return *c.FS
+	}
+	fs := Filesystem{Name: "ext4", Magic: 0xef53}
+	if kinds, limited := r.kinds(); limited {
+		fs = Filesystem{Name: r.FSName}
+		if len(kinds) > 0 {
+			fs = kinds[0]
+		} else if r.FSMagic != nil {
+			fs.Magic = *r.FSMagic
+		}
+	}
+	fs.Subtype = r.Subtype
+	if r.FSUUID != nil {
+		fs.UUID = *r.FSUUID
+	}
+	return fs
+}
+
+// rootNeeds says whether a file of root, which root uses where r is for, must have a label.
+func (c *checker) rootNeeds(r *Rule, hook Func, m Mask) bool {
+	d := c.rootReads(c.place(r), hook, m)
+	return d.mayAppraise()
+}
+
+// someUser stands for every user but root.
+const someUser = 1000
+
+// everyProgram looks whether who runs a program, or who owns it, lets it run unsigned.
+func (c *checker) everyProgram(bprm *Rule) {
+	user := Process{UID: someUser, EUID: someUser, GID: someUser, EGID: someUser}
+	for _, gap := range []struct {
+		process Process
+		owner   uint32
+		whose   string
+	}{
+		{Process{}, 0, "root runs programs of its own"},
+		{Process{}, someUser, "root runs programs that other users own"},
+		{user, 0, "other users run programs that root owns"},
+		{user, someUser, "other users run programs of their own"},
+	} {
+		e := Event{Func: BprmCheck, Mask: MayExec, Process: gap.process, FS: c.place(bprm), FOwner: gap.owner, FGroup: gap.owner}
+		if d := Decide(c.rules, &e, c.Kernel); !d.mayAppraise() {
+			c.add(SeverityWarning, CodePrograms, bprm, string(Appraise), "%s unsigned: no rule appraises BPRM_CHECK for them", gap.whose)
+			return
+		}
+	}
+}
+
+// policySigned says whether root can load a signed policy only.
+func (c *checker) policySigned() bool {
+	p := c.first(Appraise, PolicyCheck, MayRead)
+	if p == nil {
+		return false
+	}
+	d := c.rootReads(c.place(p), PolicyCheck, MayRead)
+	return d.Appraised() && d.Imasig
+}
+
 // otherHooks names the ways for code into the kernel that are not appraised.
 func (c *checker) otherHooks(bprm *Rule) {
 	var missing []string
 	for _, hook := range []Func{ModuleCheck, FirmwareCheck, KexecKernelCheck} {
-		if c.first(Appraise, hook, MayRead) == nil {
+		if !c.rootNeeds(bprm, hook, MayRead) {
 			missing = append(missing, string(hook))
 		}
 	}
 	if missing != nil {
-		c.add(SeverityWarning, CodeHooks, bprm, string(Appraise), "no rule appraises %s", strings.Join(missing, ", "))
+		c.add(SeverityWarning, CodeHooks, bprm, string(Appraise), "no rule appraises %s for root", strings.Join(missing, ", "))
 	}
 }
 

@@ -98,8 +98,8 @@ func (f *File) module() bool {
 
 // compressedModule says whether f is a kernel module that somebody has to unpack.
 func (f *File) compressedModule() bool {
-	name, ext := strings.TrimSuffix(f.Path, path.Ext(f.Path)), path.Ext(f.Path)
-	return strings.HasSuffix(name, ".ko") && (ext == ".gz" || ext == ".xz" || ext == ".zst")
+	ext := path.Ext(f.Path)
+	return strings.HasSuffix(f.Path, ".ko"+ext) && decompressors[ext] != ""
 }
 
 func hasPrefix(s string, prefixes ...string) bool {
@@ -116,6 +116,8 @@ type System struct {
 	Kernel  Version
 	FS      Filesystem
 	Process // who uses the files
+	// Config tells whether the kernel was built with an option; nil if that is not known.
+	Config func(option string) bool
 }
 
 // Outcome is what a policy says of one use of a file. Rules are nil where none applies.
@@ -132,12 +134,24 @@ type Outcome struct {
 // Reasons for a refusal that the kernel gives no cause for.
 const (
 	RefusedWrite  = "a signed file cannot be written to"
-	RefusedModule = "kmod unpacks it and uses init_module(2), which a policy with func=MODULE_CHECK refuses unless module.sig_enforce is on"
+	RefusedModule = "kmod unpacks it and uses init_module(2), which a policy with func=MODULE_CHECK refuses unless module.sig_enforce is on; a kernel with CONFIG_MODULE_DECOMPRESS unpacks it itself"
 )
 
 // decompressSince is the first version that can unpack kernel modules itself
 // (CONFIG_MODULE_DECOMPRESS), so that IMA sees the file.
 var decompressSince = Version{5, 17}
+
+// decompressors are the options for the compressions that it then knows, by the end of
+// the name of a module.
+var decompressors = map[string]string{
+	".gz": "CONFIG_MODULE_COMPRESS_GZIP", ".xz": "CONFIG_MODULE_COMPRESS_XZ", ".zst": "CONFIG_MODULE_COMPRESS_ZSTD",
+}
+
+// unpacks says whether the kernel is known to unpack a compressed module itself.
+func (s *System) unpacks(f *File) bool {
+	return !s.Kernel.Before(decompressSince) && s.Config != nil &&
+		s.Config("CONFIG_MODULE_DECOMPRESS") && s.Config(decompressors[path.Ext(f.Path)])
+}
 
 // Explain says what rules do to the uses of a file.
 func (s *System) Explain(rules []*Rule, f *File) []Outcome {
@@ -172,9 +186,9 @@ func (s *System) merge(o *Outcome, d *Decision, f *File) {
 	o.Refused = d.Refusal(labels, s.Kernel)
 	switch {
 	case o.Refused != "":
-	case o.Use == UseWrite && f.signed():
+	case o.Use == UseWrite && f.immutable(s.Kernel):
 		o.Refused = RefusedWrite
-	case o.Use == UseModule && f.compressedModule() && d.Appraise.Func == ModuleCheck && s.Kernel.Before(decompressSince):
+	case o.Use == UseModule && f.compressedModule() && d.Appraise.Func == ModuleCheck && !s.unpacks(f):
 		o.Refused = RefusedModule
 	}
 }

@@ -96,6 +96,7 @@ var filesystems = []struct {
 	{"mqueue", 0x19800202, isKernel},
 	{"resctrl", 0x07655821, isKernel},
 	{"rpc_pipefs", 0x67596969, isKernel},
+	{"fusectl", 0x65735543, isKernel},
 }
 
 // FindFilesystem returns the filesystem of the given type, such as "ext4". If filesystems

@@ -28,22 +28,20 @@ func (d *Decision) Refusal(l Labels, kernel Version) string {
 			return "missing-hash"
 		}
 	}
-	portable := false
 	if l.EVMOn {
-		evm, err := ima.ParseEVM(l.EVM)
+		_, err := ima.ParseEVM(l.EVM)
 		switch {
 		case len(l.EVM) == 0:
 			return "missing-HMAC"
 		case err != nil:
 			return "invalid-HMAC"
 		}
-		portable = evm.Type == ima.PortableSignature && !kernel.Before(portableSince)
 	}
 	x, err := ima.ParseIMA(l.IMA)
 	if err != nil {
 		return "unknown-ima-data"
 	}
-	cause := d.label(x, portable, kernel)
+	cause := d.label(x, l.portable(kernel), kernel)
 	if appended && (x.Type == ima.DigestNG || cause == "") {
 		return ""
 	}
@@ -87,8 +85,16 @@ func (d *Decision) label(x *ima.Xattr, portable bool, kernel Version) string {
 	return ""
 }
 
-// signed says whether security.ima is a signature.
-func (l *Labels) signed() bool {
+// portable says whether EVM takes security.evm for a portable signature
+// (INTEGRITY_PASS_IMMUTABLE).
+func (l *Labels) portable(kernel Version) bool {
+	evm, err := ima.ParseEVM(l.EVM)
+	return l.EVMOn && err == nil && evm.Type == ima.PortableSignature && !kernel.Before(portableSince)
+}
+
+// immutable says whether the labels keep the file from being written to: security.ima is
+// a signature, or EVM vouches with a portable one for a digest (IMA_DIGSIG).
+func (l *Labels) immutable(kernel Version) bool {
 	x, err := ima.ParseIMA(l.IMA)
-	return err == nil && x.IsSignature()
+	return err == nil && (x.IsSignature() || l.portable(kernel))
 }

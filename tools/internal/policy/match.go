@@ -43,6 +43,12 @@ func (d *Decision) Measured() bool { return d.Measure != nil && !d.Measure.Actio
 // Appraised says whether the file must have a good label.
 func (d *Decision) Appraised() bool { return d.Appraise != nil && !d.Appraise.Action.dont() }
 
+// mayAppraise says whether the file must have a good label, at least with the security
+// labels that a rule asks for.
+func (d *Decision) mayAppraise() bool {
+	return d.Appraised() || slices.ContainsFunc(d.Unsure, func(r *Rule) bool { return r.Action == Appraise })
+}
+
 // of is the place for the rule of a class.
 func (d *Decision) of(class Action) **Rule {
 	switch class {

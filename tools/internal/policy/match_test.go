@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
@@ -157,7 +158,7 @@ func TestExplain(t *testing.T) {
 		{"script of a user", "ext4", File{Path: "home/x", Mode: 0o755, UID: 5, Head: script}, map[Use]string{UseExec: "IMA-signature-required", UseRead: "", UseWrite: ""}},
 		{"library", "ext4", File{Path: "usr/lib/x.so", Mode: 0o644, Head: elf, Labels: Labels{IMA: hashed}}, map[Use]string{UseMmap: "IMA-signature-required", UseRead: ""}},
 		{"module", "ext4", File{Path: "lib/modules/6.1/x.ko", Mode: 0o644, Head: elf, Labels: Labels{IMA: signed}}, map[Use]string{UseModule: "", UseRead: ""}},
-		{"packed module", "ext4", File{Path: "lib/modules/6.1/x.ko.xz", Mode: 0o644, Labels: Labels{IMA: signed}}, map[Use]string{UseModule: "", UseRead: ""}},
+		{"packed module", "ext4", File{Path: "lib/modules/6.1/x.ko.xz", Mode: 0o644, Labels: Labels{IMA: signed}}, map[Use]string{UseModule: RefusedModule, UseRead: ""}},
 		{"firmware", "ext4", File{Path: "lib/firmware/x", Mode: 0o644, Labels: Labels{IMA: hashed}}, map[Use]string{UseFirmware: "IMA-signature-required", UseRead: ""}},
 		{"machine-id, signed", "ext4", File{Path: "etc/machine-id", Mode: 0o444, Labels: Labels{IMA: signed}}, map[Use]string{UseRead: "", UseWrite: RefusedWrite}},
 		{"machine-id, hashed", "ext4", File{Path: "etc/machine-id", Mode: 0o444, Labels: Labels{IMA: hashed}}, map[Use]string{UseRead: "", UseWrite: ""}},
@@ -186,10 +187,59 @@ func TestExplain(t *testing.T) {
 			}
 		}
 	}
-	old := &System{Kernel: Version{5, 15}}
-	f := File{Path: "lib/modules/x.ko.zst", Labels: Labels{IMA: signed}}
-	if o := old.Explain(rulesOf(t, all), &f); o[1].Refused != RefusedModule {
-		t.Errorf("packed module before Linux 5.17: %+v", o)
+}
+
+// TestExplainPackedModule: only a kernel that is known to unpack a module takes it from a file.
+func TestExplainPackedModule(t *testing.T) {
+	signed := (&ima.Xattr{Type: ima.Signature, Version: 2, Hash: ima.SHA256, Signature: []byte("x")}).Append(nil)
+	rules := rulesOf(t, "appraise func=MODULE_CHECK appraise_type=imasig\n")
+	config := func(set ...string) func(string) bool {
+		return func(option string) bool { return slices.Contains(set, option) }
+	}
+	const unpacks, xz, gz = "CONFIG_MODULE_DECOMPRESS", "CONFIG_MODULE_COMPRESS_XZ", "CONFIG_MODULE_COMPRESS_GZIP"
+	for _, c := range []struct {
+		path   string
+		kernel Version
+		config func(string) bool
+		want   string
+	}{
+		{"lib/modules/x.ko", Version{5, 15}, nil, ""},
+		{"lib/modules/x.ko.xz", Version{6, 1}, nil, RefusedModule},
+		{"lib/modules/x.ko.xz", Version{6, 1}, config(unpacks, xz), ""},
+		{"lib/modules/x.ko.xz", Version{5, 16}, config(unpacks, xz), RefusedModule},
+		{"lib/modules/x.ko.xz", Version{6, 1}, config(xz), RefusedModule},
+		{"lib/modules/x.ko.xz", Version{6, 1}, config(unpacks, gz), RefusedModule},
+		{"lib/modules/x.ko.gz", Version{6, 1}, config(unpacks, gz), ""},
+		{"lib/modules/x.ko.zst", Version{6, 6}, config(unpacks, gz, xz), RefusedModule},
+	} {
+		s := &System{Kernel: c.kernel, Config: c.config}
+		outcomes := s.Explain(rules, &File{Path: c.path, Labels: Labels{IMA: signed}})
+		if got := outcomes[1]; got.Use != UseModule || got.Refused != c.want {
+			t.Errorf("%s, Linux %v: got %+v, want %q", c.path, c.kernel, got, c.want)
+		}
+	}
+}
+
+// TestExplainImmutable: a portable EVM signature keeps a file with a digest from being
+// written to, where EVM is on.
+func TestExplainImmutable(t *testing.T) {
+	hashed := (&ima.Xattr{Type: ima.DigestNG, Hash: ima.SHA256, Digest: make([]byte, 32)}).Append(nil)
+	portable := (&ima.Xattr{Type: ima.PortableSignature, Version: 2, Hash: ima.SHA256, Signature: []byte("x")}).Append(nil)
+	for _, c := range []struct {
+		kernel Version
+		evmOn  bool
+		want   string
+	}{
+		{Version{6, 1}, true, RefusedWrite},
+		{Version{6, 1}, false, ""},
+		{Version{5, 10}, true, ""},
+	} {
+		s := &System{Kernel: c.kernel}
+		f := File{Path: "var/x", Labels: Labels{IMA: hashed, EVM: portable, EVMOn: c.evmOn}}
+		outcomes := s.Explain(rulesOf(t, "appraise fowner=0\n"), &f)
+		if got := outcomes[1]; got.Use != UseWrite || got.Refused != c.want {
+			t.Errorf("Linux %v, EVM %v: got %+v, want %q", c.kernel, c.evmOn, got, c.want)
+		}
 	}
 }
 
