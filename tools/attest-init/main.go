@@ -140,7 +140,13 @@ const (
 // tell writes one line through the kernel's log: on the console no other can cut it in two.
 func tell(level int, text string) {
 	text = strings.ReplaceAll(text, "\n", "; ")
-	if err := os.WriteFile("/dev/kmsg", fmt.Appendf(nil, "<%d>attest: %s\n", level, text), 0); err != nil {
+	// Opened for each line, and never made: /dev may have moved to the new root.
+	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err == nil {
+		_, err = fmt.Fprintf(log, "<%d>attest: %s\n", level, text)
+		log.Close()
+	}
+	if err != nil {
 		fmt.Println("attest: " + text)
 	}
 }

@@ -284,10 +284,10 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 	ctx, cancel := context.WithCancel(asked)
 	defer cancel()
 	var g errgroup.Group
-	todo := make(chan job[T], 16*n) // waking a goroutine for each file would cost more than a small one
+	jobs := make(chan job[T], 16*n) // waking a goroutine for each file would cost more than a small one
 	order := make(chan job[T], pending)
 	g.Go(func() error {
-		defer close(todo)
+		defer close(jobs)
 		defer close(order)
 		return t.each(ctx, func(f File, err error) error {
 			j := job[T]{file: f, err: err}
@@ -303,7 +303,7 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 				return nil
 			}
 			select {
-			case todo <- j:
+			case jobs <- j:
 				return nil
 			case <-ctx.Done():
 				close(j.done)
@@ -314,7 +314,7 @@ func process[T any](ctx context.Context, t *Tree, n int, wanted func(File) bool,
 	for range n {
 		g.Go(func() error {
 			work := newWork()
-			for j := range todo {
+			for j := range jobs {
 				if ctx.Err() != nil {
 					close(j.done)
 					continue
