@@ -270,7 +270,7 @@ func (s *signing) write(file *os.File, f File, l *labelled) error {
 			return err
 		}
 	}
-	if s.DryRun || s.Dump != nil {
+	if s.DryRun || s.Dump != nil || !l.changed && !l.cleared {
 		return nil
 	}
 	// security.ima first: security.evm covers it, and until both are written EVM
