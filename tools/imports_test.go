@@ -18,20 +18,30 @@ var mayImport = []struct {
 	{"internal/wire", ""},
 	{"internal/config", ""},
 	{"internal/cpio", ""},
+	{"internal/findexpr", ""},
 	{"internal/ima", "internal/wire"},
 	{"internal/policy", "internal/ima"},
+	{"internal/labellist", "internal/ima"},
+	{"internal/rpmfile", "internal/wire internal/ima"},
 	{"internal/manifest", ""},
+	{"internal/kconfig", ""},
+	{"internal/modsig", ""},
+	{"internal/vmlinux", ""},
 	{"internal/keys", "internal/config"},
-	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
+	{"internal/rootfs", "internal/config internal/findexpr internal/ima internal/labellist internal/manifest internal/keys"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
-	{"boottest", "internal/cpio"},
+	{"attest-labels", "internal/ima internal/labellist"},
+	{"oemodules", ""},
+	{"boottest/vm", ""},
+	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
-	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs"},
+	{"oetest", "boottest/vm internal/cpio"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux"},
 }
 
 // formats only turn bytes into values and back: they open nothing.
-var formats = []string{"internal/wire", "internal/ima", "internal/policy"}
+var formats = []string{"internal/wire", "internal/findexpr", "internal/ima", "internal/policy", "internal/labellist", "internal/rpmfile"}
 
 // oneHome are imports that one package alone may have.
 var oneHome = map[string]string{

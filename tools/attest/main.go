@@ -80,6 +80,6 @@ Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 		SilenceErrors:     true,
 		Version:           version(),
 	}
-	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newMan())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newKernel(), newPackage(), newMan())
 	return root
 }
