@@ -15,7 +15,8 @@
 #                            [[rule]]
 #                            path = "/var/**"
 #                            action = "skip"
-# ATTEST_POLICY          IMA policy that the image gets: "appraise-executables" (attest policy list), or a path
+# ATTEST_POLICY          IMA policy that the image gets, a name (attest policy list) or a path. The default is
+#                        "appraise-executables", or for settings of meta-integrity its IMA_EVM_POLICY; "" is none.
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not
 #                        see changes on filesystems of older kernels
 # ATTEST_EVM             "1": EVM portable signatures, too. ATTEST_TARGET = "x86_64" where the kernel is
@@ -26,8 +27,9 @@
 #
 # What you get, in DEPLOY_DIR_IMAGE: IMAGE_NAME.attest.json and a link to it without the date, an in-toto
 # statement of every file, the same bytes for the same image, key and REPRODUCIBLE_TIMESTAMP_ROOTFS; in the
-# image: /etc/keys/x509_ima.der, with ATTEST_EVM x509_evm.der, and, with ATTEST_POLICY, the package
-# attest-policy. Prove an unpacked or mounted image:
+# image: /etc/keys/x509_ima.der, with ATTEST_EVM x509_evm.der, and the package attest-policy. systemd loads the
+# policy; with another init, an initramfs has to (attest-initramfs, or attest-init-link of attest), and an image in
+# which nobody seems to gets a warning. Prove an unpacked or mounted image:
 #   attest verify DIR --ca root.crt --all --manifest X.attest.json
 #
 # When. A function after do_image: do_rootfs, every ROOTFS_ and IMAGE_PREPROCESS_COMMAND, whoever
@@ -39,7 +41,8 @@
 #
 # Which images keep labels (measured, unless it says not):
 #   ext2 ext3 ext4  yes. Inodes get 512 bytes (-I 512, before your EXTRA_IMAGECMD, which wins): in those
-#                   of 256 bytes, each file's label takes a block of 4 KiB of its own.
+#                   of 256 bytes, each file's label takes a block of 4 KiB of its own. Both need more than no
+#                   labels: if it does not fit, raise IMAGE_OVERHEAD_FACTOR or IMAGE_ROOTFS_EXTRA_SPACE.
 #   btrfs           yes
 #   squashfs* erofs* yes; "-no-xattrs" and "-x -1" in EXTRA_IMAGECMD are errors
 #   tar* container  yes, through IMAGE_CMD_TAR; unpack with: tar --xattrs --xattrs-include='*'
@@ -73,8 +76,26 @@ EXTRA_IMAGECMD:prepend:ext4 = "-I 512 "
 EXTRA_IMAGECMD:append:jffs2 = " --with-xattr"
 WIC_CREATE_EXTRA_ARGS:append = " --no-fstab-update"
 
+# Before OE-core's own text, which it runs with its output kept: what mkfs says of a full filesystem tells
+# nobody which variable made it so small.
+oe_mkext234fs:prepend() {
+    if [ -z "$attest_mkfs_log" ]; then
+        attest_mkfs_log=${T}/attest-mkfs.$1
+        # Not "||": behind it "set -e" would not count.
+        set +e
+        (set -e; oe_mkext234fs "$@") > $attest_mkfs_log 2>&1
+        ret=$?
+        set -e
+        cat $attest_mkfs_log
+        if [ $ret != 0 ] && grep -q 'Could not allocate' $attest_mkfs_log; then
+            bbfatal "the files and their labels do not fit into $1 of $ROOTFS_SIZE KiB: raise IMAGE_OVERHEAD_FACTOR (it is ${IMAGE_OVERHEAD_FACTOR}), IMAGE_ROOTFS_EXTRA_SPACE (KiB) or IMAGE_ROOTFS_SIZE (KiB)"
+        fi
+        return $ret
+    fi
+}
+
 # To PACKAGE_INSTALL, which images that set it do not make from IMAGE_INSTALL.
-PACKAGE_INSTALL:append = "${@' attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
+PACKAGE_INSTALL:append = " ${@'attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
 
 # A tree to which the certificate for .evm was added keeps it.
 do_rootfs[vardeps] += "ATTEST_EVM"
@@ -125,6 +146,7 @@ python do_attest_check() {
 python attest_sign_image() {
     attest_set_iversion(d)
     attest_install_certificates(d)
+    attest_warn_of_idle_policy(d)
     folder, name, link = d.getVar('IMGDEPLOYDIR'), d.getVar('IMAGE_NAME') + '.attest.json', d.getVar('IMAGE_LINK_NAME')
     attest_run(d, ['sign', d.getVar('IMAGE_ROOTFS'), '--labels', 'libc', '--clear-skipped', '--progress', 'plain',
         '--manifest', os.path.join(folder, name), '--name', link or d.getVar('IMAGE_BASENAME')] + attest_sign_arguments(d))
@@ -151,12 +173,26 @@ def attest_install_certificates(d):
     for path in paths + [folder, os.path.dirname(folder)]:
         os.utime(path, (attest_time(d), attest_time(d)))
 
+def attest_warn_of_idle_policy(d):
+    """Warns of a policy that nobody loads: systemd does, or an initramfs, or a script of the image's own."""
+    import glob
+    etc = d.expand('${IMAGE_ROOTFS}${sysconfdir}')
+    if d.getVar('INITRAMFS_IMAGE') or not os.path.exists(etc + '/ima/ima-policy') or os.path.exists(d.expand('${IMAGE_ROOTFS}${systemd_unitdir}/systemd')):
+        return
+    for path in glob.glob(etc + '/inittab') + glob.glob(etc + '/init.d/*'):
+        if os.path.isfile(path):
+            with open(path, 'rb') as script:
+                if b'ima/policy' in script.read():
+                    return
+    bb.warn('nobody loads the policy of this image, so that it does nothing: have systemd (INIT_MANAGER), or an initramfs with attest-initramfs or '
+        'attest-init-link (INITRAMFS_IMAGE), or set ATTEST_POLICY = "" and be content with signatures')
+
 def attest_time(d):
     """Of every file of an image: reproducible_final_image_task has set it, before."""
     return int(d.getVar('REPRODUCIBLE_TIMESTAMP_ROOTFS') or 0)
 
 def attest_set_iversion(d):
-    """Adds iversion to the options that /etc/fstab has for each of ATTEST_IVERSION."""
+    """Adds iversion to the options that fstab has for each of ATTEST_IVERSION."""
     import re
     points = d.getVar('ATTEST_IVERSION').split()
     if not points:
@@ -167,7 +203,7 @@ def attest_set_iversion(d):
     for point in points:
         line = re.compile(r'^([^#\s]\S*\s+%s\s+\S+\s+)(\S+)' % re.escape(point), re.MULTILINE)
         if not line.search(text):
-            bb.fatal('ATTEST_IVERSION: /etc/fstab of the image mounts nothing at %s' % point)
+            bb.fatal('ATTEST_IVERSION: fstab of the image mounts nothing at %s' % point)
         text = line.sub(lambda m: m.group(0) if 'iversion' in m.group(2).split(',') else m.group(0) + ',iversion', text)
     with open(path, 'w') as fstab:
         fstab.write(text)

@@ -59,6 +59,8 @@ def attest_missing_files(d):
     if 'ATTEST_KEY' in needs and not d.getVar('ATTEST_KEY'):
         return ['no key to sign with: there is no default, on purpose. Make keys (attest keys init, attest keys issue), and in local.conf: '
             'ATTEST_KEY_DIR = "/path/of/the/keys"']
+    if d.getVar('ATTEST_KEY_DIR') and not os.path.isabs(d.getVar('ATTEST_KEY_DIR')):
+        return ['ATTEST_KEY_DIR = "%s": give a whole path, beginning with /' % d.getVar('ATTEST_KEY_DIR')]
     for name in needs + ['ATTEST_CONFIG', 'ATTEST_PASSPHRASE_FILE']:
         path = d.getVar(name) or ''
         if not path and name in needs:
@@ -73,8 +75,12 @@ def attest_missing_file(d, name, path):
     bb.parse.mark_dependency(d, path)
     if os.path.isfile(path):
         return []
-    names = sorted(os.listdir(os.path.dirname(path))) if os.path.isdir(os.path.dirname(path)) else None
-    there = 'its folder is not there' if names is None else 'its folder has %s' % (' '.join(names[:12]) or 'no file')
+    try:
+        there = 'its folder has %s' % (' '.join(sorted(os.listdir(os.path.dirname(path)))[:12]) or 'no file')
+    except FileNotFoundError:
+        there = 'its folder is not there'
+    except OSError as e:
+        there = 'its folder cannot be read: %s' % e.strerror
     return ['%s: there is no file %s; %s' % (name, path, there)]
 
 def attest_policy_problem(d):
@@ -117,6 +123,7 @@ def attest_environment(d):
         env['ATTEST_KEY_PASSPHRASE'] = d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD')
     return env
 
+# nooelint: oelint.vars.mispell.unknown - a function
 attest_environment[vardepsexclude] += "BB_ORIGENV"
 
 def attest_run(d, args):
@@ -139,15 +146,17 @@ def attest_run(d, args):
     return [line[len(warning):] for line in said if line.startswith(warning)]
 
 def attest_message(said):
-    """The lines of attest that say why it failed: the error and the hint, and before them files."""
+    """The lines of attest that say why it failed: the error and the hint, and before them files, or rules of a policy."""
     import re
-    lines = [re.sub('^attest: ', '', line) for line in said if re.match('attest: (?!warning: )', line)]
+    lines = [re.sub('^attest: ', '', line) for line in said if re.match(r'attest: (?!warning: )|.+:\d+:\d+: error: ', line)]
     end = [re.sub('^error: ', '', line) for line in lines if re.match('error: |hint: ', line)]
     files = [line for line in lines if not re.match('error: |hint: ', line)]
     more = ['... and %d lines more, see the log' % (len(files) - 15)] if len(files) > 15 else []
     text = '\n'.join(files[:15] + more + end)
-    for flag, variable in ((', or set $ATTEST_KEY_PASSPHRASE', ''), ('--allow-debug-keys', 'ATTEST_ALLOW_DEBUG_KEYS = "1"'), ('--allow-expired', 'ATTEST_ALLOW_EXPIRED = "1"'),
+    for flag, variable in ((', or set $ATTEST_KEY_PASSPHRASE', ''), (' and $ATTEST_KEY_PASSPHRASE', ''),
+            ('--allow-debug-keys', 'ATTEST_ALLOW_DEBUG_KEYS = "1"'), ('--allow-expired', 'ATTEST_ALLOW_EXPIRED = "1"'),
             ('--passphrase-file FILE', 'ATTEST_PASSPHRASE_FILE = "FILE"'), ('--passphrase-file', 'ATTEST_PASSPHRASE_FILE'),
-            ('--find-signed', 'IMA_EVM_ROOTFS_SIGNED'), ('--find-hashed', 'IMA_EVM_ROOTFS_HASHED'), ('--target', 'ATTEST_TARGET')):
+            ('--find-signed', 'IMA_EVM_ROOTFS_SIGNED'), ('--find-hashed', 'IMA_EVM_ROOTFS_HASHED'), ('--target', 'ATTEST_TARGET'),
+            ('unknown flag: ', 'ATTEST_SIGN_ARGS: unknown flag: ')):
         text = text.replace(flag, variable)
     return text

@@ -1,7 +1,7 @@
 # The variables of this layer: what each means, and its default. Set them in local.conf or in a
 # distro's configuration; every class and recipe that reads one inherits this class.
 #
-# Three lines of local.conf sign every image:
+# Three lines of local.conf sign every image, and have it enforce that (ATTEST_POLICY):
 #
 #   DISTRO_FEATURES:append = " integrity"
 #   IMAGE_CLASSES += "attest-image"
@@ -15,7 +15,8 @@
 #   IMA_EVM_PRIVKEY             for ATTEST_KEY
 #   IMA_EVM_X509                for ATTEST_CERT
 #   IMA_EVM_ROOT_CA             for ATTEST_CA
-#   IMA_EVM_POLICY              for ATTEST_POLICY; its older name IMA_EVM_POLICY_SYSTEMD, too
+#   IMA_EVM_POLICY              for ATTEST_POLICY; its older name IMA_EVM_POLICY_SYSTEMD, too. As there, who sets
+#                               none, but IMA_EVM_KEY_DIR or IMA_EVM_PRIVKEY, gets none.
 #   IMA_EVM_ROOTFS_SIGNED       find expression, "usr lib -type f": sign only what find prints; its older
 #                               name IMA_EVM_ROOTFS_FILES, too. Rules of ATTEST_CONFIG go before.
 #   IMA_EVM_ROOTFS_HASHED       find expression: a digest and no signature for what find prints
@@ -49,8 +50,8 @@ ATTEST_ALLOW_EXPIRED[doc] = "1: ATTEST_CERT may have expired, to build an old im
 
 ATTEST_CONFIG ??= ""
 ATTEST_CONFIG[doc] = "File of rules that say what is signed, hashed or skipped (attest.toml); its folder of drop-ins counts, too."
-ATTEST_POLICY ??= "${IMA_EVM_POLICY}"
-ATTEST_POLICY[doc] = "IMA policy of the image: a name in policies/ (attest policy list), or a path. Empty: none is installed."
+ATTEST_POLICY ??= "${@attest_default_policy(d)}"
+ATTEST_POLICY[doc] = "IMA policy of the image: a name in policies/ (attest policy list), or a path; appraise-executables unless set. Empty: none is installed."
 ATTEST_EVM ??= "0"
 ATTEST_EVM[doc] = "1: EVM portable signatures, too, which cover owner, mode and capabilities."
 ATTEST_TARGET ??= "${TARGET_ARCH}"
@@ -71,6 +72,8 @@ ATTEST_VERIFIER_CA ??= ""
 ATTEST_VERIFIER_CA[doc] = "CA of that verifier's certificate, a file."
 ATTEST_SELFTEST_IMAGE ??= "attest-image-minimal"
 ATTEST_SELFTEST_IMAGE[doc] = "Image that oe-selftest -r attest builds."
+ATTEST_SELFTEST_KERNEL ??= "${PREFERRED_PROVIDER_virtual/kernel}"
+ATTEST_SELFTEST_KERNEL[doc] = "Kernel recipe that oe-selftest -r attest configures."
 
 IMA_EVM_KEY_DIR ??= ""
 IMA_EVM_PRIVKEY ??= "${@'${IMA_EVM_KEY_DIR}/privkey_ima.pem' if d.getVar('IMA_EVM_KEY_DIR') else ''}"
@@ -94,6 +97,10 @@ def attest_modsign_file(d, ours, theirs):
     if not folder:
         return ''
     return os.path.join(folder, ours if folder == d.getVar('ATTEST_KEY_DIR') else theirs)
+
+def attest_default_policy(d):
+    """Signatures that nobody asks for are none; but who comes from meta-integrity has what it gave him."""
+    return d.getVar('IMA_EVM_POLICY') or ('' if d.getVar('IMA_EVM_PRIVKEY') else 'appraise-executables')
 
 def attest_is_uri(value):
     """Says whether a key is one that attest opens by its URI: there is no file."""

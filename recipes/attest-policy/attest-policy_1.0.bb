@@ -32,7 +32,7 @@ def policy_kernel(d):
 
 python () {
     if not d.getVar('ATTEST_POLICY'):
-        raise bb.parse.SkipRecipe('ATTEST_POLICY is not set: name one of policies/ or a file')
+        raise bb.parse.SkipRecipe('ATTEST_POLICY is empty: name one of policies/ or a file')
 }
 
 python do_compile() {

@@ -4,7 +4,7 @@ HOMEPAGE = "https://github.com/meta-attest/meta-attest"
 SECTION = "images"
 LICENSE = "MIT"
 
-# Set ATTEST_POLICY in local.conf: "measure-only" to begin with, then "appraise-executables".
+# What is not signed does not run; ATTEST_POLICY = "measure-only" in local.conf, to begin with, only tells.
 IMAGE_INSTALL = "packagegroup-core-boot packagegroup-attest ${CORE_IMAGE_EXTRA_INSTALL}"
 IMAGE_LINGUAS = ""
 IMAGE_FSTYPES += "ext4 squashfs"

@@ -97,7 +97,7 @@ func boot() error {
 		if len(os.Args) != 2 || !filepath.IsAbs(os.Args[1]) {
 			return fmt.Errorf("usage: %s FOLDER", otherName)
 		}
-		b.newRoot, b.mounted = os.Args[1], true
+		b.newRoot, b.mounted = filepath.Clean(os.Args[1]), true
 	}
 	for _, step := range []func() error{b.loadModules, b.addCertificates, b.closeEVM, b.loadPolicyOfInitramfs} {
 		if err := b.judge(step()); err != nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseCmdline(t *testing.T) {
@@ -118,6 +120,23 @@ func TestCheckMountPoints(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestPlaces: what is deleted is in memory, and what becomes / is another filesystem than it.
+func TestPlaces(t *testing.T) {
+	if isMountPoint(t.TempDir()+"/none") || isMountPoint("/") || !isMountPoint("/proc") {
+		t.Error("mount points are not told from folders")
+	}
+	if inMemory("/proc") || inMemory("/none") {
+		t.Error("/proc is told for an initramfs")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		t.Skip("/dev/shm is no tmpfs")
+	}
+	if !inMemory("/dev/shm") {
+		t.Error("a tmpfs is not told for one")
 	}
 }
 

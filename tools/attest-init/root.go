@@ -83,6 +83,8 @@ func (b *booter) switchRoot() error {
 		if err := b.mountNewRoot(); err != nil {
 			return err
 		}
+	} else if !isMountPoint(b.newRoot) {
+		return fmt.Errorf("no root is mounted on %s", b.newRoot)
 	}
 	if err := b.judge(checkMountPoints(b.newRoot)); err != nil {
 		return err
@@ -222,12 +224,26 @@ func (b *booter) mountRoot(device string) error {
 }
 
 // deleteInitramfs removes what is on the filesystem of /, and nothing of what is mounted on it.
+// On a filesystem that keeps anything it does nothing.
 func deleteInitramfs(newRoot string) error {
+	if !inMemory("/") {
+		return errors.New("/ is no initramfs")
+	}
 	var root unix.Stat_t
 	if err := unix.Lstat("/", &root); err != nil {
 		return err
 	}
 	return deleteBelow("/", newRoot, root.Dev)
+}
+
+// inMemory says whether a folder is on a filesystem that an initramfs can be on.
+func inMemory(folder string) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(folder, &fs); err != nil {
+		return false
+	}
+	kind := uint32(fs.Type) // signed on some architectures, and RAMFS_MAGIC has the highest bit
+	return kind == unix.RAMFS_MAGIC || kind == unix.TMPFS_MAGIC
 }
 
 func deleteBelow(dir, newRoot string, dev uint64) error {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -54,8 +55,15 @@ func dpkgDeb(args []string) error {
 		return dpkgControl(file, args)
 	case byDpkg && len(args) == 2 && args[0] == "--fsys-tarfile":
 		return dpkgFiles(file, args)
+	case byDpkg && unpacks(args):
+		return fmt.Errorf("dpkg calls dpkg-deb in a way that is not known, %q: what it unpacks would have no labels", args)
 	}
 	return unix.Exec(file, append([]string{"dpkg-deb"}, args...), os.Environ())
+}
+
+// unpacks says whether what dpkg installs comes of a call.
+func unpacks(args []string) bool {
+	return slices.Contains(args, "--control") || slices.Contains(args, "--fsys-tarfile")
 }
 
 // calledByDpkg tells dpkg, which unpacks a package, from anybody else, who looks at one.
@@ -99,7 +107,7 @@ type unpacked struct {
 
 // openUnpacked reads the list in a folder of control files; nil if there may be none.
 func openUnpacked(dir string) (*unpacked, error) {
-	text, err := readFile(filepath.Join(dir, listName), labellist.MaxSize)
+	text, err := readFile(filepath.Join(dir, labellist.ControlFile), labellist.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		if optional() {
 			return nil, nil
@@ -138,18 +146,8 @@ func dpkgFiles(file string, args []string) error {
 		return unix.Exec(file, append([]string{"dpkg-deb"}, args...), os.Environ())
 	}
 	defer p.control.close()
-	c := exec.Command(file, args...)
-	c.Stderr = os.Stderr
-	pipe, err := c.StdoutPipe()
+	names, err := unpack(file, args, os.Stdout)
 	if err != nil {
-		return err
-	}
-	if err := c.Start(); err != nil {
-		return err
-	}
-	names, passErr := pass(pipe, os.Stdout)
-	if err := cmp.Or(passErr, c.Wait()); err != nil {
-		c.Process.Kill() // does nothing to one that has ended
 		return err
 	}
 	if err := drain(os.Stdout); err != nil {
@@ -160,6 +158,24 @@ func dpkgFiles(file string, args []string) error {
 		return err
 	}
 	return p.labelNew(names, d)
+}
+
+// unpack runs the real program, and passes the tar that it writes.
+func unpack(file string, args []string, w io.Writer) ([]string, error) {
+	c := exec.Command(file, args...)
+	c.Stderr = os.Stderr
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	names, err := pass(pipe, w)
+	if err != nil {
+		c.Process.Kill() // it would wait for a reader
+	}
+	return names, cmp.Or(err, c.Wait())
 }
 
 // pass copies a tar and returns the names of its regular files.

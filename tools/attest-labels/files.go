@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -49,14 +50,16 @@ func (t *tree) open(path string) (*os.File, error) {
 	}
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("open %q: a part of the path is a symbolic link", path)
+		return nil, fmt.Errorf("%q: %w: a part of the path is a symbolic link", path, errNotAuthentic)
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("%q: %w: a part of the path is not a directory", path, errNotAuthentic)
 	case err != nil:
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path)
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		f.Close()
-		return nil, fmt.Errorf("open %q: not a regular file", path)
+		return nil, fmt.Errorf("%q: %w: not a regular file", path, errNotAuthentic)
 	}
 	return f, nil
 }
@@ -101,6 +104,10 @@ func (t *tree) verify(g target) (outcome, error) {
 		return absent, err
 	}
 	defer f.Close()
+	return t.verifyFile(f, g)
+}
+
+func (t *tree) verifyFile(f *os.File, g target) (outcome, error) {
 	if err := t.verifyContent(f, g.entry.IMA); err != nil {
 		return absent, fmt.Errorf("%q: %w: security.ima: %w", g.path, errNotAuthentic, err)
 	}
@@ -119,7 +126,7 @@ func (t *tree) verify(g target) (outcome, error) {
 	return right, nil
 }
 
-func (t *tree) verifyContent(f *os.File, value []byte) error {
+func (t *tree) verifyContent(f io.Reader, value []byte) error {
 	x, err := ima.ParseIMA(value)
 	if err != nil {
 		return err
@@ -210,13 +217,17 @@ func getXattr(f *os.File, name string) ([]byte, error) {
 	return value[:n], nil
 }
 
-// set writes the labels of a target. EVM covers security.ima, so that comes first.
+// set writes the labels of a target, to the file that it has verified: another one may have got
+// the name since the last look. EVM covers security.ima, so that comes first.
 func (t *tree) set(g target) error {
 	f, err := t.open(g.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if state, err := t.verifyFile(f, g); err != nil || state == right {
+		return err
+	}
 	for _, l := range []struct {
 		name  string
 		value []byte
@@ -231,7 +242,7 @@ func (t *tree) set(g target) error {
 	return nil
 }
 
-// label verifies all targets, and only then sets what is absent.
+// label verifies all targets, and only then sets what is absent: a package gets all labels or none.
 func (t *tree) label(targets []target) error {
 	var absents []target
 	var errs []error
@@ -254,33 +265,24 @@ func (t *tree) label(targets []target) error {
 	return nil
 }
 
-// controlDirs are where a list has the control files of a deb and of an ipk.
-var controlDirs = map[string]bool{"DEBIAN": true, "CONTROL": true}
-
-// split parts the maintainer scripts of a list from the files of the package, by their names.
-func split(entries []labellist.Entry) (scripts, files map[string]labellist.Entry) {
-	scripts, files = map[string]labellist.Entry{}, map[string]labellist.Entry{}
+// split parts the control files of a list from the files of the package, by their names.
+func split(entries []labellist.Entry) (control, files map[string]labellist.Entry) {
+	control, files = map[string]labellist.Entry{}, map[string]labellist.Entry{}
 	for _, e := range entries {
-		if dir, name := filepath.Split(e.Path); controlDirs[strings.TrimSuffix(dir, "/")] {
-			scripts[name] = e
+		if dir, name := filepath.Split(e.Path); slices.Contains(labellist.ControlDirs, strings.TrimSuffix(dir, "/")) {
+			control[name] = e
 		} else {
 			files[e.Path] = e
 		}
 	}
-	return scripts, files
+	return control, files
 }
-
-// scriptNames are the control files that package managers execute.
-var scriptNames = []string{"preinst", "postinst", "prerm", "postrm"}
-
-// listName is the control file that holds the labels.
-const listName = "attest-labels"
 
 // scriptTargets are the maintainer scripts that are there, in a folder that holds the control
 // files with a prefix before their names. One that the list does not have is an error.
 func (t *tree) scriptTargets(prefix string, scripts map[string]labellist.Entry) ([]target, error) {
 	var targets []target
-	for _, name := range scriptNames {
+	for _, name := range labellist.Scripts {
 		path := prefix + name
 		f, err := t.open(path)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -137,11 +138,27 @@ func findPackages(root string, names []string) ([]installedPackage, error) {
 	return found, nil
 }
 
-// conffiles are those that an administrator may change, with their paths from the root.
-func (p installedPackage) conffiles(root string) (map[string]bool, error) {
-	text, err := readFile(filepath.Join(root, p.info, p.name+".conffiles"), maxDiversions)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+// maxConffiles bounds a list of conffiles in bytes.
+const maxConffiles = 1 << 20
+
+// conffiles are those that an administrator may change, with their paths from the root. The list
+// has to have them as they are: with a file of the package's among them nobody would miss it.
+func (p installedPackage) conffiles(t *tree, control map[string]labellist.Entry) (map[string]bool, error) {
+	path := p.info + "/" + p.name + "." + labellist.Conffiles
+	f, err := t.open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, err
+	}
+	defer f.Close()
+	text, err := readAll(f, maxConffiles)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.verifyContent(bytes.NewReader(text), control[labellist.Conffiles].IMA); err != nil {
+		return nil, fmt.Errorf("%q: %w: %w", path, errNotAuthentic, err)
 	}
 	files := map[string]bool{}
 	for line := range strings.Lines(string(text)) {
@@ -153,7 +170,7 @@ func (p installedPackage) conffiles(root string) (map[string]bool, error) {
 // targets are the maintainer scripts and the files of an installed package that its list has
 // labels for. Conffiles that were changed are none.
 func (p installedPackage) targets(t *tree, root string) (scripts, files []target, err error) {
-	text, err := readFile(filepath.Join(root, p.info, p.name+"."+listName), labellist.MaxSize)
+	text, err := readFile(filepath.Join(root, p.info, p.name+"."+labellist.ControlFile), labellist.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("%s: %w", p.name, errUnsigned)
 	}
@@ -164,8 +181,8 @@ func (p installedPackage) targets(t *tree, root string) (scripts, files []target
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.name, err)
 	}
-	ofScripts, ofFiles := split(entries)
-	scripts, err = t.scriptTargets(p.info+"/"+p.name+".", ofScripts)
+	control, ofFiles := split(entries)
+	scripts, err = t.scriptTargets(p.info+"/"+p.name+".", control)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,7 +197,7 @@ func (p installedPackage) targets(t *tree, root string) (scripts, files []target
 			return nil, nil, err
 		}
 	}
-	conffiles, err := p.conffiles(root)
+	conffiles, err := p.conffiles(t, control)
 	if err != nil {
 		return nil, nil, err
 	}

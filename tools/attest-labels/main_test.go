@@ -1,21 +1,19 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
-	"io"
 	"math/big"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +111,19 @@ func TestTrust(t *testing.T) {
 			t.Errorf("%s: %d entries, %v", name, len(entries), err)
 		}
 	}
+	body := labellist.Entry{Path: "a"}.Append(nil)
+	sha1Sum, sha256Sum := sha1.Sum(body), sha256.Sum256(body)
+	weak, err := ima.Sign(ima.Signature, s.key, binary.BigEndian.Uint32(s.id[len(s.id)-4:]), ima.SHA1, sha1Sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string][]byte{
+		"a digest": append([]byte{4, 4}, sha256Sum[:]...), "of metadata": s.label(ima.PortableSignature, sha256Sum[:]), "SHA-1": weak.Append(nil),
+	} {
+		if entries, err := tr.open(labellist.List{Signature: value, Body: body}.Append(nil)); !errors.Is(err, errNotAuthentic) || entries != nil {
+			t.Errorf("%s: %d entries, %v", name, len(entries), err)
+		}
+	}
 	if _, err := loadTrust(t.TempDir()); err == nil {
 		t.Error("no certificate is no error")
 	}
@@ -142,11 +153,14 @@ func TestOpen(t *testing.T) {
 	for path, want := range map[string]string{
 		"usr/bin/sh": "", "/usr/bin/sh": "", "bin/sh": "", "lib/x/libx": "",
 		"sbin/sh": "symbolic link", "opt/libx": "symbolic link", "usr/link/sh": "symbolic link", "usr/bin/link": "symbolic link",
-		"usr/bin/../bin/sh": "", "../etc/passwd": "cross-device", "usr/bin": "not a regular file", "usr/bin/none": "no such file",
+		"usr/bin/../bin/sh": "", "../etc/passwd": "cross-device", "usr/bin": "not a regular file", "usr/bin/sh/x": "not a directory", "usr/bin/none": "no such file",
 	} {
 		f, err := tr.open(path)
 		if err == nil {
 			f.Close()
+		}
+		if odd := strings.Contains(want, "symbolic link") || strings.Contains(want, "not a"); errors.Is(err, errNotAuthentic) != odd {
+			t.Errorf("%s: %v: not what was signed is %t", path, err, !odd)
 		}
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
@@ -189,94 +203,85 @@ func TestLabel(t *testing.T) {
 	}
 }
 
-func TestPass(t *testing.T) {
-	var archive bytes.Buffer
-	w := tar.NewWriter(&archive)
-	for _, h := range []*tar.Header{
-		{Name: "./", Typeflag: tar.TypeDir}, {Name: "./usr/bin/a", Typeflag: tar.TypeReg, Size: 3},
-		{Name: "./usr/bin/b", Typeflag: tar.TypeLink, Linkname: "./usr/bin/a"}, {Name: "./" + strings.Repeat("long/", 50) + "c", Typeflag: tar.TypeReg, Format: tar.FormatGNU},
+// TestSetVerifies: between the look at a file and its label another can have got its name.
+func TestSetVerifies(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("labels need root")
+	}
+	keys, root := t.TempDir(), t.TempDir()
+	s := newSigner(t, keys, "ours")
+	tr := newTree(t, root, keys)
+	a := target{"a", s.entry("a", "content of a")}
+	write(t, filepath.Join(root, "a"), "another content")
+	if err := tr.set(a); !errors.Is(err, errNotAuthentic) {
+		t.Errorf("set: %v", err)
+	}
+	if n, err := unix.Getxattr(filepath.Join(root, "a"), ima.XattrIMA, nil); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("a label of %d bytes, %v", n, err)
+	}
+}
+
+// TestMetadata: security.evm is of the owner, the mode and the label that the file is to have.
+func TestMetadata(t *testing.T) {
+	keys, root := t.TempDir(), t.TempDir()
+	s := newSigner(t, keys, "ours")
+	tr := newTree(t, root, keys)
+	write(t, filepath.Join(root, "a"), "a")
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	layout, err := ima.ParseTarget(unix.ByteSliceToString(uts.Machine[:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := s.entry("a", "a")
+	digest, err := ima.EVMDigest(ima.SHA256, layout, ima.Inode{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Mode: 0o100755,
+		Xattrs: map[string][]byte{ima.XattrIMA: e.IMA}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		evm  []byte
+		mode os.FileMode
+		want string
+	}{
+		{"right", s.label(ima.PortableSignature, digest), 0o755, ""},
+		{"another mode", s.label(ima.PortableSignature, digest), 0o700, "mode 100700: signature does not match"},
+		{"not portable", s.label(ima.Signature, digest), 0o755, "does not survive being copied"},
 	} {
-		if err := w.WriteHeader(h); err != nil {
+		if err := os.Chmod(filepath.Join(root, "a"), c.mode); err != nil {
 			t.Fatal(err)
 		}
-		w.Write(make([]byte, h.Size))
-	}
-	w.Close()
-	archive.Write(make([]byte, 5120)) // as tar pads
-	var out bytes.Buffer
-	names, err := pass(bytes.NewReader(archive.Bytes()), &out)
-	if want := []string{"usr/bin/a", strings.Repeat("long/", 50) + "c"}; err != nil || !slices.Equal(names, want) {
-		t.Errorf("%q, %v", names, err)
-	}
-	if !bytes.Equal(out.Bytes(), archive.Bytes()) {
-		t.Errorf("passed %d of %d bytes", out.Len(), archive.Len())
-	}
-	if names, err := pass(strings.NewReader(strings.Repeat("x", 1024)), io.Discard); err == nil {
-		t.Errorf("no tar: %q", names)
+		e.EVM = c.evm
+		_, err := tr.verify(target{"a", e})
+		if (err == nil) != (c.want == "") || err != nil && (!errors.Is(err, errNotAuthentic) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
 	}
 }
 
-// TestDrain: it does not return while something is in the pipe.
-func TestDrain(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	const before = 5000
-	if _, err := w.Write(make([]byte, before)); err != nil {
-		t.Fatal(err)
-	}
-	drained := make(chan error)
-	go func() { drained <- drain(w) }()
-	read, buf := 0, make([]byte, 1000)
-	for read < before {
-		select {
-		case err := <-drained:
-			t.Fatalf("returned after %d of %d bytes were read: %v", read, before, err)
-		default:
-		}
-		n, err := r.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		read += n
-	}
-	size, err := unix.FcntlInt(w.Fd(), unix.F_GETPIPE_SZ, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(r, make([]byte, size)); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-drained; err != nil {
-		t.Error(err)
-	}
-}
-
-func TestDiversions(t *testing.T) {
-	text := []byte("/usr/bin/dpkg-deb\n/usr/bin/dpkg-deb.distrib\n:\n/bin/x\n/bin/x.old\nmine\n")
-	for pkg, want := range map[string]string{"mine": "bin/x", "other": "bin/x.old"} {
-		d, err := parseDiversions(text, pkg)
-		if err != nil || d.name("bin/x") != want || d.name("usr/bin/dpkg-deb") != "usr/bin/dpkg-deb.distrib" || d.name("a") != "a" {
-			t.Errorf("%s: %v, %v", pkg, d, err)
+// TestConffiles: only those that the list has as such may have changed.
+func TestConffiles(t *testing.T) {
+	root := t.TempDir()
+	s := newSigner(t, filepath.Join(root, keysDir), "ours")
+	const signed = "/etc/x.conf\n"
+	info := filepath.Join(root, opkgInfo)
+	write(t, filepath.Join(info, "x.list"), "")
+	write(t, filepath.Join(info, "x."+labellist.ControlFile), string(s.list(s.entry("CONTROL/conffiles", signed), s.entry("etc/x.conf", "x"), s.entry("usr/bin/x", "x"))))
+	write(t, filepath.Join(root, "etc/x.conf"), "x, changed")
+	write(t, filepath.Join(root, "usr/bin/x"), "x, changed")
+	for text, want := range map[string]string{
+		signed:                  `"usr/bin/x": not authentic`,
+		signed + "/usr/bin/x\n": `conffiles": not authentic`,
+	} {
+		write(t, filepath.Join(info, "x.conffiles"), text)
+		findings, err := installedPackage{database{opkgInfo, ""}, "x"}.inspect(root, false)
+		if err != nil || len(findings) != 1 || !strings.Contains(findings[0], want) {
+			t.Errorf("conffiles %q: %q, %v", text, findings, err)
 		}
 	}
-	if _, err := parseDiversions([]byte("/a\n/b\n"), ""); err == nil {
-		t.Error("two lines are no diversion")
-	}
-	if name := packageName([]byte("Source: x\nPackage: libc6\nVersion: 1\n")); name != "libc6" {
-		t.Errorf("package %q", name)
-	}
-}
-
-func FuzzDiversions(f *testing.F) {
-	f.Add([]byte("/a\n/b\n:\n"), "x")
-	f.Fuzz(func(t *testing.T, text []byte, pkg string) {
-		if d, err := parseDiversions(text, pkg); err == nil && len(d) > bytes.Count(text, []byte("\n"))/3+1 {
-			t.Fatalf("%d of %q", len(d), text)
-		}
-	})
 }
 
 func TestSplit(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,15 +27,24 @@ const opkgInfo = "var/lib/opkg/info"
 type supervisor struct {
 	pid      int
 	tmp      string                 // where opkg makes its folders
-	before   map[string]fingerprint // of the lists of installed packages
+	before   map[string]fingerprint // of the control files of installed packages
 	scripted map[string]bool        // folders whose scripts are labelled
 	failed   []error                // what must not run, and why
 }
 
-// fingerprint changes when a file is written anew.
+// fingerprint changes when a file is written anew. The time of its last modification may not,
+// since that comes out of the package, nor the inode's number, which is free again by then.
 type fingerprint struct {
 	ino   uint64
-	mtime time.Time
+	ctime unix.Timespec
+}
+
+func newFingerprint(file string) (fingerprint, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return fingerprint{}, &fs.PathError{Op: "stat", Path: file, Err: err}
+	}
+	return fingerprint{st.Ino, st.Ctim}, nil
 }
 
 func opkg(args []string) error {
@@ -91,7 +99,7 @@ func (s *supervisor) run(file string, argv []string) (int, error) {
 	}
 	s.pid = p.Pid
 	var status unix.WaitStatus
-	if err := wait(s.pid, &status); err != nil || !status.Stopped() {
+	if err := wait(s.pid, &status); err != nil {
 		return 0, fmt.Errorf("trace opkg: %w", err)
 	}
 	const options = unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
@@ -99,7 +107,8 @@ func (s *supervisor) run(file string, argv []string) (int, error) {
 		return 0, fmt.Errorf("trace opkg: %w", err)
 	}
 	for signal := 0; ; {
-		if err := unix.PtraceCont(s.pid, signal); err != nil {
+		// Whoever was killed is no longer there to go on; wait tells of it.
+		if err := unix.PtraceCont(s.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			return 0, fmt.Errorf("trace opkg: %w", err)
 		}
 		if err := wait(s.pid, &status); err != nil {
@@ -141,15 +150,28 @@ func (s *supervisor) child() error {
 	if err := wait(int(pid), &status); err != nil {
 		return err
 	}
+	if !status.Stopped() {
+		return nil // somebody killed it, and wait has told opkg
+	}
 	s.fail(s.labelUnpacked())
 	s.fail(s.labelInstalled())
 	if len(s.failed) == 0 {
-		return unix.PtraceDetach(int(pid))
+		return release(int(pid))
 	}
 	if err := unix.Kill(int(pid), unix.SIGKILL); err != nil {
 		return err
 	}
 	return wait(int(pid), &status) // opkg hears of it only then
+}
+
+// release lets a process go that is held, or has been killed since.
+func release(pid int) error {
+	err := unix.PtraceDetach(pid)
+	if errors.Is(err, unix.ESRCH) {
+		var status unix.WaitStatus
+		return wait(pid, &status)
+	}
+	return err
 }
 
 // fail keeps errors. A package without maintainer scripts is met twice at the same time, as
@@ -193,14 +215,14 @@ func fingerprints() (map[string]fingerprint, error) {
 	}
 	prints := map[string]fingerprint{}
 	for _, file := range files {
-		var st unix.Stat_t
-		if err := unix.Stat(file, &st); errors.Is(err, fs.ErrNotExist) {
+		print, err := newFingerprint(file)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
-		} else if err != nil {
-			return nil, fmt.Errorf("stat %s: %w", file, err)
 		}
-		name := strings.TrimSuffix(filepath.Base(file), ".control")
-		prints[name] = fingerprint{st.Ino, time.Unix(st.Mtim.Unix())}
+		if err != nil {
+			return nil, err
+		}
+		prints[strings.TrimSuffix(filepath.Base(file), ".control")] = print
 	}
 	return prints, nil
 }

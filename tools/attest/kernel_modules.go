@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,10 +22,9 @@ import (
 
 // kernelModulesFlags are the flags of attest kernel modules.
 type kernelModulesFlags struct {
-	keyFlags
+	pairFlags
 	key, cert, hash string
 	ca              []string
-	allowExpired    bool
 	json            bool
 }
 
@@ -52,12 +50,11 @@ Modules have to be stripped, and not yet compressed.`,
 		},
 	}
 	f := c.Flags()
-	o.AddFlags(f)
+	o.addFlags(f)
 	f.StringVar(&o.key, "key", "", "sign with the private key at `URI`: a PEM file, pkcs11:..., hashivault://..., ...")
 	f.StringVar(&o.cert, "cert", "", "certificate of the key, PEM or DER `FILE`")
 	f.StringArrayVar(&o.ca, "ca", nil, "certificates that are compiled into the kernel, `FILE` in PEM or DER; may be repeated")
 	f.StringVar(&o.hash, "hash", "sha256", "hash `ALGORITHM`: sha256, sha384 or sha512; the kernel needs it built in")
-	f.BoolVar(&o.allowExpired, "allow-expired", false, "sign although the certificate has expired (the kernel does not look at the date)")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.kernel.modules/v1)")
 	for _, name := range []string{"key", "cert", "ca"} {
 		c.MarkFlagRequired(name)
@@ -120,10 +117,6 @@ func (o *kernelModulesFlags) signer(ctx context.Context, stderr io.Writer) (*mod
 	if err != nil {
 		return nil, nil, err
 	}
-	certs, err := keys.ReadCertificates(o.cert)
-	if err != nil {
-		return nil, nil, err
-	}
 	var roots []*x509.Certificate
 	for _, file := range o.ca {
 		found, err := keys.ReadCertificates(file)
@@ -132,21 +125,15 @@ func (o *kernelModulesFlags) signer(ctx context.Context, stderr io.Writer) (*mod
 		}
 		roots = append(roots, found...)
 	}
-	if fault := keys.LinkFault(certs[0], roots); fault != "" {
-		return nil, nil, &exitError{exitNotAuthentic, fmt.Errorf("certificate %s: %w: %s", o.cert, errModuleChain, fault)}
-	}
-	key, err := o.open(ctx, o.key, stderr)
+	key, cert, err := o.openPair(ctx, o.key, o.cert, stderr)
 	if err != nil {
 		return nil, nil, err
 	}
-	err = keys.CheckPair(key.Public(), certs[0], time.Now())
-	if errors.Is(err, keys.ErrExpired) && o.allowExpired {
-		err = nil
+	if fault := keys.LinkFault(cert, roots); fault != "" {
+		err := &exitError{exitNotAuthentic, fmt.Errorf("certificate %s: %w: %s", o.cert, errModuleChain, fault)}
+		return nil, nil, errors.Join(err, key.Close())
 	}
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("certificate %s: %w", o.cert, err), key.Close())
-	}
-	return &moduleSigner{key, certs[0], hash.Hash()}, key.Close, nil
+	return &moduleSigner{key, cert, hash.Hash()}, key.Close, nil
 }
 
 // findModules lists the modules of a folder, or the one file that dir is.

@@ -95,18 +95,9 @@ func (k *keyFlags) passphrase() ([]byte, error) {
 	if k.passphraseFile == "" {
 		return []byte(os.Getenv(passphraseEnv)), nil
 	}
-	f, err := os.Open(k.passphraseFile)
+	text, err := readBounded(k.passphraseFile, 4<<10)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	const most = 4 << 10
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > most {
-		return nil, fmt.Errorf("%s: larger than %d bytes", k.passphraseFile, most)
 	}
 	line, _, _ := bytes.Cut(text, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))

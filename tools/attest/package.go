@@ -10,19 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/meta-attest/meta-attest/tools/internal/labellist"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
-
-// controlDirs are where dpkg-deb and opkg-build look for what is not a file of the package.
-var controlDirs = []string{"DEBIAN", "CONTROL"}
-
-// listName is the control file that holds the labels. It has no dot: dpkg takes what follows
-// the last dot of PACKAGE.NAME for its own.
-const listName = "attest-labels"
 
 // errNoControl means that a folder is no package that is about to be built.
 var errNoControl = errors.New("has neither DEBIAN/control nor CONTROL/control")
@@ -92,7 +86,7 @@ func (o *signFlags) signPackage(ctx context.Context, root string, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	list := filepath.Join(root, control, listName)
+	list := filepath.Join(root, control, labellist.ControlFile)
 	if err := os.Remove(list); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -146,7 +140,7 @@ func (o *signFlags) signPackage(ctx context.Context, root string, stderr io.Writ
 // findControl returns the folder of control files: opkg-build prefers CONTROL, too.
 func findControl(root string) (string, error) {
 	found := ""
-	for _, dir := range controlDirs {
+	for _, dir := range labellist.ControlDirs {
 		if st, err := os.Stat(filepath.Join(root, dir, "control")); err == nil && st.Mode().IsRegular() {
 			found = dir
 		}
@@ -157,11 +151,11 @@ func findControl(root string) (string, error) {
 	return found, nil
 }
 
-// controlRules put the maintainer scripts, which are executed, before all rules, and leave
-// other control files alone.
+// controlRules put the maintainer scripts, which are executed, before all rules, and conffiles, which
+// exempts what it names; they leave other control files alone.
 func controlRules(control string, rules rootfs.Rules) (rootfs.Rules, error) {
 	var all rootfs.Rules
-	for _, text := range []string{"sign:/" + control + "/{preinst,postinst,prerm,postrm}", "skip:/" + control + "/**"} {
+	for _, text := range []string{"sign:/" + control + "/{" + labellist.Conffiles + "," + strings.Join(labellist.Scripts, ",") + "}", "skip:/" + control + "/**"} {
 		r, err := rootfs.ParseRule(text)
 		if err != nil {
 			return nil, err

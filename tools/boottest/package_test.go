@@ -256,6 +256,8 @@ func opkgCases(stranger string) []testCase {
 		{"upgrade", "run /bin/busybox sh /p/install install /p/hello_2.0.ipk", "installed"},
 		{"the program of the new version", "run /usr/bin/hello", "hello 2.0"},
 		{"the old prerm ran", "run /bin/busybox cat /var/tmp/prerm", "prerm upgrade"},
+		{"the same package again", "run /bin/busybox sh /p/install install --force-reinstall /p/hello_2.0.ipk", "installed"},
+		{"its program has its label again", "run /usr/bin/hello", "hello 2.0"},
 
 		{"package with a changed script", "run /bin/busybox sh /p/install install /p/script.ipk", `opkg: error: hello: "preinst": not authentic: security.ima: signature does not match`},
 		{"package by a foreign key", "run /bin/busybox sh /p/install install /p/hello_4.0.ipk", "opkg: error: hello: " + strings.TrimPrefix(noCertificate, "error: ") + stranger},

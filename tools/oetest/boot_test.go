@@ -38,7 +38,6 @@ var moduleCases = []vm.Case{
 // bootLines are for local.conf: an image for the guest.
 const bootLines = `IMAGE_FSTYPES = "ext4"
 ATTEST_ALLOW_DEBUG_KEYS = "1"
-ATTEST_POLICY = "appraise-executables"
 ATTEST_CONFIG = "${TOPDIR}/attest.toml"
 LAB_GUEST = "${TOPDIR}/guest"
 LAB_PLAN = "${TOPDIR}/plan"

@@ -15,7 +15,7 @@ var checkLayerTests = []string{
 	"test_world", "test_world_inherit_class",
 }
 
-var checkLayerResult = regexp.MustCompile(`(?m)^INFO: (test_\w+) .*\nINFO:  \.\.\. (.*)$`)
+var checkLayerResult = regexp.MustCompile(`(?m)^INFO: (test_\w+) .*\n(?:[^I].*\n)*INFO:  \.\.\. (.*)$`)
 
 // TestCheckLayer runs the program that decides what is Yocto Project Compatible.
 func TestCheckLayer(t *testing.T) {

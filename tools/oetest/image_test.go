@@ -12,7 +12,7 @@ import (
 
 // oddFiles are some of those that the lab's recipes put into the image.
 var oddFiles = []string{
-	"/etc/lab-late", "/usr/bin/lab-setuid", "/usr/bin/lab-nobody", "/usr/bin/lab-capable",
+	"/etc/ima/ima-policy", "/etc/lab-late", "/usr/bin/lab-setuid", "/usr/bin/lab-nobody", "/usr/bin/lab-capable",
 	"/usr/share/lab-odd/with space", "/usr/share/lab-odd/ leading and trailing ", "/usr/share/lab-odd/-dash",
 	"/usr/share/lab-odd/#hash", `/usr/share/lab-odd/quote"s`, "/usr/share/lab-odd/apostrophe's", "/usr/share/lab-odd/dollar$HOME",
 	"/usr/share/lab-odd/star*[x]?", `/usr/share/lab-odd/back\slash`, "/usr/share/lab-odd/colon:semi;comma,", "/usr/share/lab-odd/%41",

@@ -170,7 +170,7 @@ func (r run) tasks() []string {
 var message = regexp.MustCompile(`^(NOTE|WARNING|ERROR|Summary|Parsing|Initialising)\b`)
 
 // aftermath is what bitbake itself adds to an error of a task or a recipe.
-var aftermath = regexp.MustCompile(`^ERROR: (Task \(|Logfile of failure|Parsing halted)`)
+var aftermath = regexp.MustCompile(`^ERROR: (Task \(|Logfile of failure|Parsing halted|\S+ do_\w+: Execut)`)
 
 // errors lists the errors, each with all of its lines.
 func (r run) errors() []string {

@@ -149,7 +149,8 @@ func TestSettings(t *testing.T) {
 	cases := []struct{ name, conf, want string }{
 		{"no key", ``, `ATTEST_KEY_DIR = "`},
 		{"no folder", `ATTEST_KEY_DIR = "/nowhere/keys"`, `there is no file /nowhere/keys/ima.key`},
-		{"relative path", `ATTEST_KEY_DIR = "keys"`, `ATTEST_KEY = "keys/ima.key": give a whole path`},
+		{"relative path", `ATTEST_KEY_DIR = "keys"`, `ATTEST_KEY_DIR = "keys": give a whole path`},
+		{"relative key", settings(t) + `ATTEST_KEY = "ima.key"`, `ATTEST_KEY = "ima.key": give a whole path`},
 		{"a letter too few", `ATTEST_KEYDIR = "` + keys + `"`, `there is no variable ATTEST_KEYDIR; did you mean ATTEST_KEY_DIR`},
 		{"true for 1", settings(t) + `ATTEST_ALLOW_DEBUG_KEYS = "yes"`, `ATTEST_ALLOW_DEBUG_KEYS = "yes": use "1" or "0"`},
 		{"no distro feature", settings(t) + `DISTRO_FEATURES = ""`, `DISTRO_FEATURES:append = " integrity"`},

@@ -57,6 +57,13 @@ func TestMistakes(t *testing.T) {
 				}
 			})
 		}
+		t.Run("no room in ext4", func(t *testing.T) {
+			b.configure(t, ours+set("IMAGE_FSTYPES", "ext4")+set("IMAGE_OVERHEAD_FACTOR", "0.5")+set("IMAGE_ROOTFS_SIZE", "1000"))
+			r := b.shell(t, "bitbake", "lab-image")
+			if errs := r.errors(); r.code == 0 || len(errs) != 1 || !strings.Contains(errs[0], "raise IMAGE_OVERHEAD_FACTOR") {
+				t.Errorf("exit code %d, errors %q\n%s", r.code, errs, r.out)
+			}
+		})
 		t.Run("cpio keeps no labels", func(t *testing.T) {
 			b.configure(t, ours+set("IMAGE_FSTYPES", "ext4 cpio.gz"))
 			if r := b.bitbake(t, "lab-image", "-c", "attest_check"); !strings.Contains(r.out, "lab-image-qemux86-64.rootfs.cpio.gz holds no labels") {

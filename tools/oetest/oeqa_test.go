@@ -25,7 +25,7 @@ func TestSelftest(t *testing.T) {
 		}
 		b.configure(t, `BBMASK += "/meta-selftest/recipes-"
 ATTEST_SELFTEST_IMAGE = "lab-image"
-PREFERRED_PROVIDER_virtual/kernel = "linux-lab"
+ATTEST_SELFTEST_KERNEL = "linux-lab"
 `)
 		r := b.shell(t, "oe-selftest", "-r", "attest")
 		for _, name := range []string{"image_is_signed", "another_key", "mistakes", "kernel"} {
@@ -49,7 +49,7 @@ func TestTestimage(t *testing.T) {
 			t.Skip("no kernel of bitbake's in the shared state: ATTEST_OE_KERNEL=1 has TestBoot build one")
 		}
 		qmp := filepath.Join(b.dir, "qmp")
-		if out, err := exec.CommandContext(t.Context(), "pip3", "install", "-q", "--no-deps", "--target", qmp, "qemu.qmp==0.0.3").CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "pip3", "install", "-q", "--no-deps", "--target", qmp, "qemu.qmp==0.0.5").CombinedOutput(); err != nil {
 			t.Skipf("no Python package qemu.qmp: %v\n%s", err, out)
 		}
 		b.configure(t, threeLines(filepath.Join(b.repo, "keys-debug"))+kernelLines+`ATTEST_POLICY = "appraise-executables"

@@ -40,6 +40,20 @@ const (
 	fileLine = "# file: "
 )
 
+// ControlFile is the control file of a package that holds its list. The name has no dot: dpkg
+// takes what follows the last dot of PACKAGE.NAME for its own.
+const ControlFile = "attest-labels"
+
+// Conffiles is the control file that names the files which an administrator may change.
+const Conffiles = "conffiles"
+
+// ControlDirs are where a list has the control files of a deb and of an ipk: where dpkg-deb and
+// opkg-build look for them.
+var ControlDirs = []string{"DEBIAN", "CONTROL"}
+
+// Scripts are the control files that package managers execute.
+var Scripts = []string{"preinst", "postinst", "prerm", "postrm"}
+
 // ErrMalformed means that bytes are no list, or not in the one form that a list has.
 var ErrMalformed = errors.New("malformed label list")
 
@@ -66,6 +80,9 @@ func Split(b []byte) (List, error) {
 		return List{}, fmt.Errorf("%w: line 1 is not %q and a signature", ErrMalformed, head)
 	}
 	sig, err := decode(string(encoded))
+	if err == nil && base64.StdEncoding.EncodeToString(sig) != string(encoded) {
+		err = errors.New("not in canonical form") // the decoder passes over carriage returns
+	}
 	if err != nil {
 		return List{}, fmt.Errorf("%w: line 1: %w", ErrMalformed, err)
 	}

@@ -178,6 +178,7 @@ func FuzzParse(f *testing.F) {
 
 func FuzzSplit(f *testing.F) {
 	f.Add(List{Signature: imaValue, Body: appendAll(example)}.Append(nil))
+	f.Add([]byte(head + "0000\r\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if l, err := Split(text); err == nil && !bytes.Equal(l.Append(nil), text) {
 			t.Fatalf("wrote back\n%s", l.Append(nil))

@@ -2,7 +2,7 @@
 // PKCS#7 SignedData (RFC 2315), struct module_signature and a marker
 // (include/linux/module_signature.h, scripts/sign-file.c), as of Linux 6.12.
 //
-// Unlike sign-file, Sign puts the certificate into the message. The kernel then takes the
+// Sign writes what sign-file does, and puts the certificate into the message, too. The kernel then takes the
 // module if a compiled-in CA issued that certificate (pkcs7_validate_trust of
 // crypto/asymmetric_keys/pkcs7_trust.c), and the certificate itself need not be compiled in,
 // where its key could issue certificates for the keyring .ima: restrict_link_by_signature does
@@ -105,7 +105,7 @@ func Sign(content []byte, key crypto.Signer, cert *x509.Certificate, hash crypto
 	if !ok {
 		return nil, fmt.Errorf("sign with %v: not a hash that modules are signed with", hash)
 	}
-	digestAlgorithm := pkix.AlgorithmIdentifier{Algorithm: oids.digest, Parameters: asn1.NullRawValue}
+	digestAlgorithm := pkix.AlgorithmIdentifier{Algorithm: oids.digest} // no NULL, as sign-file (RFC 5754, section 2)
 	var algorithm pkix.AlgorithmIdentifier
 	switch cert.PublicKey.(type) {
 	case *rsa.PublicKey:

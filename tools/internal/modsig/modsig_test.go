@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -89,6 +90,71 @@ func TestSign(t *testing.T) {
 			verify(t, content, message, ca, true)
 			verify(t, append([]byte{1}, content...), message, ca, false)
 		})
+	}
+}
+
+// TestSignFile: but for the certificate, the bytes are those of sign-file.
+func TestSignFile(t *testing.T) {
+	signed, err := os.ReadFile("testdata/module.signed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, want, err := Split(signed)
+	if err != nil || string(content) != "a module\n" {
+		t.Fatalf("split: %q, %v", content, err)
+	}
+	read := func(name string) []byte {
+		t.Helper()
+		text, err := os.ReadFile("../../../keys-debug/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(text)
+		return block.Bytes
+	}
+	key, err := x509.ParsePKCS8PrivateKey(read("ima-rsa.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(read("ima-rsa.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail, err := Sign(content, key.(crypto.Signer), cert, crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, message, err := Split(append(bytes.Clone(content), tail...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m contentInfo
+	if rest, err := asn1.Unmarshal(message, &m); err != nil || len(rest) > 0 {
+		t.Fatalf("%d bytes are left: %v", len(rest), err)
+	}
+	if !bytes.Equal(m.Content.Certificate.Bytes, cert.Raw) {
+		t.Error("the message does not have the certificate")
+	}
+	without := struct {
+		Type    asn1.ObjectIdentifier
+		Content struct {
+			Version int
+			Digests []pkix.AlgorithmIdentifier `asn1:"set"`
+			Content struct{ Type asn1.ObjectIdentifier }
+			Signers []signerInfo `asn1:"set"`
+		} `asn1:"explicit,tag:0"`
+	}{Type: m.Type}
+	c := &without.Content
+	c.Version, c.Digests, c.Content.Type, c.Signers = m.Content.Version, m.Content.Digests, m.Content.Content.Type, m.Content.Signers
+	got, err := asn1.Marshal(without)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("got  %x\nwant %x", got, want)
+	}
+	if got, want := tail[len(message):], signed[len(content)+len(want):]; !bytes.Equal(got[:8], want[:8]) || !bytes.Equal(got[trailerSize:], want[trailerSize:]) {
+		t.Errorf("trailer %x, want %x", got, want)
 	}
 }
 

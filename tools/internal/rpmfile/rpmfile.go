@@ -29,6 +29,7 @@ var ErrMalformed = errors.New("malformed rpm package")
 const (
 	leadSize   = 96
 	maxEntries = 64 << 10
+	maxPath    = 4096 // Linux PATH_MAX
 	entrySize  = 16
 )
 
@@ -131,14 +132,16 @@ func readHeader(r *wire.Reader) ([]entry, error) {
 		return nil, r.Err()
 	}
 	entries := make([]entry, count)
+	left := len(store) // as rpm has it, no byte belongs to two entries
 	for i := range entries {
 		f := index[i*entrySize:]
 		e := entry{tag: binary.BigEndian.Uint32(f), kind: binary.BigEndian.Uint32(f[4:]), count: binary.BigEndian.Uint32(f[12:])}
-		data, err := e.find(store, binary.BigEndian.Uint32(f[8:]))
+		data, err := e.find(store, binary.BigEndian.Uint32(f[8:]), left)
 		if err != nil {
 			return nil, fmt.Errorf("entry %d, tag %d: %w", i, e.tag, err)
 		}
 		e.data = data
+		left -= len(data)
 		entries[i] = e
 	}
 	return entries, nil
@@ -147,12 +150,13 @@ func readHeader(r *wire.Reader) ([]entry, error) {
 // sizes are of the types of fixed size.
 var sizes = map[uint32]int{1: 1, 2: 1, typeInt16: 2, typeInt32: 4, typeInt64: 8, typeBin: 1}
 
-// find cuts the data of e out of the store.
-func (e *entry) find(store []byte, offset uint32) ([]byte, error) {
+// find cuts the data of e, of at most most bytes, out of the store.
+func (e *entry) find(store []byte, offset uint32, most int) ([]byte, error) {
 	if int64(offset) > int64(len(store)) {
 		return nil, fmt.Errorf("offset %d of %d", offset, len(store))
 	}
 	store = store[offset:]
+	store = store[:min(len(store), most)]
 	if size, ok := sizes[e.kind]; ok {
 		if int64(e.count)*int64(size) > int64(len(store)) {
 			return nil, fmt.Errorf("%d values, %d bytes are left", e.count, len(store))
@@ -180,6 +184,9 @@ func (e *entry) strings() []string {
 func readFiles(header []entry) ([]File, error) {
 	tags := map[uint32]entry{}
 	for _, e := range header {
+		if _, ok := tags[e.tag]; ok {
+			return nil, fmt.Errorf("tag %d is there twice", e.tag)
+		}
 		tags[e.tag] = e
 	}
 	names, ok := tags[tagBaseNames]
@@ -203,6 +210,9 @@ func readFiles(header []entry) ([]File, error) {
 		dir := binary.BigEndian.Uint32(tags[tagDirIndexes].data[4*i:])
 		if int64(dir) >= int64(len(dirNames)) {
 			return nil, fmt.Errorf("file %d is in folder %d of %d", i, dir, len(dirNames))
+		}
+		if len(dirNames[dir])+len(name) > maxPath {
+			return nil, fmt.Errorf("file %d has a path longer than %d bytes", i, maxPath)
 		}
 		f := File{Path: dirNames[dir] + name}
 		const typeMask, regular = 0o170000, 0o100000

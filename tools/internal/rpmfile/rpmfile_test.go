@@ -3,6 +3,7 @@ package rpmfile
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -114,6 +115,46 @@ func TestRefuses(t *testing.T) {
 		if p, err := Parse(text); !errors.Is(err, ErrMalformed) || p != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// header returns a header of entries whose data is at the start of a store of size bytes.
+func header(tag, kind, count uint32, entries, size int) []byte {
+	b := append([]byte{}, headerMagic...)
+	b = binary.BigEndian.AppendUint32(b, uint32(entries))
+	b = binary.BigEndian.AppendUint32(b, uint32(size))
+	for range entries {
+		b = appendEntry(b, tag, kind, 0, count)
+	}
+	return append(b, make([]byte, size)...)
+}
+
+// TestBounds: a small file cannot make much work, or a large result.
+func TestBounds(t *testing.T) {
+	lead := append(append([]byte{}, leadMagic...), make([]byte, leadSize-len(leadMagic))...)
+	const size = 1 << 20
+	many := append(lead, header(1000, typeStringArray, size, maxEntries, size)...)
+	if _, err := Parse(many); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "entry 1, tag 1000") {
+		t.Errorf("%d arrays of %d strings: %v", maxEntries, size, err)
+	}
+
+	long := append(bytes.Repeat([]byte("/x"), maxPath), 0)
+	array := func(tag uint32, text string, n int) entry {
+		return entry{tag, typeStringArray, uint32(n), bytes.Repeat([]byte(text+"\x00"), n)}
+	}
+	files := []entry{
+		{tagFileModes, typeInt16, 2, make([]byte, 4)}, array(tagFileDigests, "", 2), {tagDirIndexes, typeInt32, 2, make([]byte, 8)},
+		array(tagBaseNames, "a", 2), {tagDirNames, typeStringArray, 1, long}, {tagDigestAlgo, typeInt32, 1, []byte{0, 0, 0, digestSHA256}},
+	}
+	if _, err := readFiles(files); err == nil || !strings.Contains(err.Error(), "longer than 4096 bytes") {
+		t.Errorf("long paths: %v", err)
+	}
+	files[4] = array(tagDirNames, "/usr/", 1)
+	if got, err := readFiles(files); err != nil || len(got) != 2 || got[1].Path != "/usr/a" {
+		t.Errorf("short paths: %v, %v", got, err)
+	}
+	if _, err := readFiles(append(files, files[0])); err == nil || !strings.Contains(err.Error(), "tag 1030 is there twice") {
+		t.Errorf("rpm takes the one, and we the other: %v", err)
 	}
 }
 

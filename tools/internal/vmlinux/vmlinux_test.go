@@ -121,6 +121,8 @@ func TestReadRefuses(t *testing.T) {
 		{"no certificate", good, "trusted certificates: ", nil},
 		{"longer than its section", strings.Replace(good, "3b - 1b", "1000", 1), "do not lie in section", nil},
 		{"too long", strings.Replace(good, "3b - 1b", "1 << 40", 1), "not plausible", nil},
+		{"no place", "\t.globl system_certificate_list_size\n\t.set system_certificate_list_size, 5\n", "lies in no section", nil},
+		{"a place without bytes", "\t.bss\n\t.globl system_certificate_list_size\nsystem_certificate_list_size:\n\t.skip 8\n", "do not lie in section .bss", nil},
 		{"more modules than certificates", strings.Replace(good, "2b - 1b", "1000", 1), "not plausible", nil},
 	} {
 		c, err := Read(bytes.NewReader(assemble(t, x.text, files)))

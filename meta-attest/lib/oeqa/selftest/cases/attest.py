@@ -3,7 +3,8 @@
 #
 # oe-selftest -r attest
 #
-# The image is ATTEST_SELFTEST_IMAGE, attest-image-minimal unless set. It signs with the published keys
+# The image is ATTEST_SELFTEST_IMAGE, attest-image-minimal unless set, the kernel that is configured
+# ATTEST_SELFTEST_KERNEL. It signs with the published keys
 # of keys-debug, and with keys that are made for the test.
 
 import base64
@@ -119,9 +120,9 @@ IMAGE_FSTYPES:forcevariable = "ext4"
     def test_kernel(self):
         """The kernel's configuration has what IMA needs and names the CA, and nothing may be dropped."""
         self.configure(self.debug_keys, 'ATTEST_ALLOW_DEBUG_KEYS = "1"')
-        kernel = get_bb_var('PREFERRED_PROVIDER_virtual/kernel')
+        kernel = get_bb_var('ATTEST_SELFTEST_KERNEL', self.image)
         if kernel == 'linux-dummy':
-            self.skipTest('PREFERRED_PROVIDER_virtual/kernel is linux-dummy')
+            self.skipTest('the kernel is linux-dummy: set ATTEST_SELFTEST_KERNEL')
         bitbake('%s -c configure' % kernel)
         with open(os.path.join(get_bb_var('B', kernel), '.config')) as f:
             config = f.read().splitlines()

@@ -33,3 +33,9 @@ ttyS0::askfirst:/bin/sh
 END
 }
 ROOTFS_POSTPROCESS_COMMAND += "lab_inittab"
+
+# runqemu takes the host's QEMU; the folder that it is told has none here, and then it would ask bitbake, which is busy.
+lab_host_qemu() {
+    sed -i 's|^staging_bindir_native = .*|staging_bindir_native = /usr/bin|' ${IMGDEPLOYDIR}/${IMAGE_NAME}.qemuboot.conf
+}
+do_write_qemuboot_conf[postfuncs] += "lab_host_qemu"

@@ -4,7 +4,7 @@ LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/GPL-2.0-only;md5=801f80980d171d
 INHIBIT_DEFAULT_DEPS = "1"
 inherit native
 
-# A folder with the package qemu.qmp: pip3 install --target FOLDER qemu.qmp==0.0.3
+# A folder with the package qemu.qmp: pip3 install --target FOLDER qemu.qmp==0.0.5
 LAB_QMP ?= ""
 python () {
     if not d.getVar('LAB_QMP'):
@@ -18,3 +18,4 @@ do_install() {
     cp -r --no-preserve=ownership ${LAB_QMP}/qemu/qmp ${D}${libdir}/qemu-python/qmp
 }
 do_install[vardepsexclude] += "LAB_QMP"
+do_install[file-checksums] += "${LAB_QMP}/qemu/qmp/legacy.py:True"
