@@ -76,14 +76,20 @@ attest_kernel_merge() {
 }
 attest_kernel_merge[dirs] = "${B}"
 
-python attest_kernel_check() {
+def attest_kernel_own(d):
+    """The fragments and defconfigs that SRC_URI itself has, alone or in folders."""
     import glob
+    fetch = bb.fetch2.Fetch(d.getVar('SRC_URI').split(), d)
+    local = [fetch.localpath(uri) for uri in fetch.urls if fetch.ud[uri].type == 'file']
+    for folder in filter(os.path.isdir, list(local)):
+        local += sorted(glob.glob(os.path.join(folder, '**'), recursive=True))
+    return [path for path in local if os.path.isfile(path) and (path.endswith('.cfg') or os.path.basename(path) == 'defconfig')]
+
+python attest_kernel_check() {
     fragments = attest_kernel_fragments(d)
-    for pattern in ('*.cfg', '*/*.cfg', 'defconfig', '*/defconfig'):
-        for own in sorted(glob.glob(os.path.join(d.getVar('UNPACKDIR'), pattern))):
-            if '/kernel-meta/' not in own:
-                for line in attest_kernel(d, 'config', '--partial', *fragments, own):
-                    bb.warn('%s; what ATTEST_KERNEL_FRAGMENTS say counts' % line)
+    for own in attest_kernel_own(d):
+        for line in attest_kernel(d, 'config', '--partial', *fragments, own):
+            bb.warn('%s; what ATTEST_KERNEL_FRAGMENTS say counts' % line)
     lost = attest_kernel(d, 'config', *fragments, '--optional', ','.join(d.getVar('ATTEST_KERNEL_OPTIONAL').split()),
         '--source', d.getVar('S'), '--arch', d.getVar('ARCH'), d.expand('${B}/.config'))
     if lost:

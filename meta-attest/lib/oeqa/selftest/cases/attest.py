@@ -119,10 +119,11 @@ IMAGE_FSTYPES:forcevariable = "ext4"
 
     def test_kernel(self):
         """The kernel's configuration has what IMA needs and names the CA, and nothing may be dropped."""
-        self.configure(self.debug_keys, 'ATTEST_ALLOW_DEBUG_KEYS = "1"')
         kernel = get_bb_var('ATTEST_SELFTEST_KERNEL', self.image)
-        if kernel == 'linux-dummy':
+        if not kernel or kernel == 'linux-dummy':
             self.skipTest('the kernel is linux-dummy: set ATTEST_SELFTEST_KERNEL')
+        debug = 'ATTEST_ALLOW_DEBUG_KEYS = "1"\nPREFERRED_PROVIDER_virtual/kernel = "%s"\n' % kernel
+        self.configure(self.debug_keys, debug)
         bitbake('%s -c configure' % kernel)
         with open(os.path.join(get_bb_var('B', kernel), '.config')) as f:
             config = f.read().splitlines()
@@ -131,6 +132,6 @@ IMAGE_FSTYPES:forcevariable = "ext4"
         fragment = os.path.join(self.keys, 'lost.cfg')
         with open(fragment, 'w') as f:
             f.write('CONFIG_NO_SUCH_SYMBOL=y\n')
-        self.configure(self.debug_keys, 'ATTEST_ALLOW_DEBUG_KEYS = "1"\nATTEST_KERNEL_FRAGMENTS:append = " %s"' % fragment)
+        self.configure(self.debug_keys, debug + 'ATTEST_KERNEL_FRAGMENTS:append = " %s"' % fragment)
         result = bitbake('%s -c configure' % kernel, ignore_status=True)
         self.assertIn('CONFIG_NO_SUCH_SYMBOL=y became n: this Linux has no such symbol', result.output)

@@ -24,6 +24,7 @@ TESTIMAGE_BOOT_PATTERNS[search_cmd_finished] = "/ # $"
 # busybox is no systemd, and there is no initramfs: its init loads the policy itself.
 lab_inittab() {
     cat > ${IMAGE_ROOTFS}${sysconfdir}/inittab <<'END'
+::sysinit:/bin/mount -t devtmpfs devtmpfs /dev
 ::sysinit:/bin/mount -t proc proc /proc
 ::sysinit:/bin/mount -t sysfs sysfs /sys
 ::sysinit:/bin/mount -t securityfs securityfs /sys/kernel/security
