@@ -23,6 +23,8 @@ var mayImport = []struct {
 	{"internal/manifest", ""},
 	{"internal/keys", "internal/config"},
 	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
+	{"internal/tpm", ""},
+	{"internal/tpm/tpmtest", "internal/tpm"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
 	{"boottest", "internal/cpio"},
