@@ -90,15 +90,18 @@ func (r *ListReader) fields(t *Template, text []byte) error {
 		if r.ascii, err = appendField(r.ascii, f, word, order); err != nil {
 			return fmt.Errorf("field %v: %w", f, err)
 		}
-		if t.legacy() && f == fieldN {
-			r.ascii = bytes.TrimSuffix(r.ascii, []byte{0})
+		if t.legacy() {
+			// No length is hashed with these two: they are as long as they must be.
+			if f == fieldN {
+				r.ascii = bytes.TrimSuffix(r.ascii, []byte{0})
+			}
+			if n := len(r.ascii) - start; f == fieldD && n != legacyDigest || f == fieldN && n > maxLegacyName {
+				return fmt.Errorf("field %v: %d bytes do not fit template ima", f, n)
+			}
 		}
 		if start > at {
 			r.form.Order.PutUint32(r.ascii[at:], uint32(len(r.ascii)-start))
 		}
-	}
-	if t.legacy() && (len(r.ascii)-r.form.Hash.Size() < legacyDigest+4 || len(r.ascii)-r.form.Hash.Size() > legacyDigest+4+maxLegacyName) {
-		return errors.New("the fields have not the sizes of template ima")
 	}
 	return nil
 }

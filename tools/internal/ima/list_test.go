@@ -61,7 +61,11 @@ func readPCRs(t testing.TB, name string, pcrs ...string) []PCRValue {
 		for _, want := range pcrs {
 			if pcr == want {
 				n, _ := strconv.Atoi(pcr)
-				values = append(values, PCRValue{PCR: n, Bank: Bank{Hash: algo}, Value: value})
+				bank := Bank{Hash: algo}
+				if algo == SHA384 { // Debian's kernel has SHA-512 in a module only
+					bank.Padding = PaddedUnknown
+				}
+				values = append(values, PCRValue{PCR: n, Bank: bank, Value: value})
 			}
 		}
 	}
@@ -83,42 +87,58 @@ func copies(list []byte, form Form) (entries [][]byte, err error) {
 	}
 }
 
-// TestBothForms: Linux wrote each list twice; each is read, and written as the other.
+// ascii is the form of ascii_runtime_measurements beside little.
+var ascii = Form{ASCII: true, Order: binary.LittleEndian, Hash: SHA1}
+
+// TestBothForms: Linux wrote each list twice; the one makes the other, entry by entry. A
+// line feed in a path cannot be read back from ASCII, and is said to be the cause.
 func TestBothForms(t *testing.T) {
 	for _, name := range lists(t) {
 		t.Run(name, func(t *testing.T) {
-			ascii := little
-			ascii.ASCII = true
-			for _, from := range []Form{little, ascii} {
-				r := NewListReader(readList(t, name, from), from, 0)
-				var asBinary, asASCII []byte
-				for {
-					e, err := r.Next()
-					if err == io.EOF {
-						break
-					}
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := e.CheckDigest(); err != nil {
-						t.Error(err)
-					}
-					asBinary, asASCII = little.Append(asBinary, e), ascii.Append(asASCII, e)
+			r := NewListReader(readList(t, name, little), little, 0)
+			var asBinary, asASCII []byte
+			for {
+				e, err := r.Next()
+				if err == io.EOF {
+					break
 				}
-				if !bytes.Equal(asBinary, readList(t, name, little)) {
-					t.Errorf("from %+v: another binary list", from)
+				if err != nil {
+					t.Fatal(err)
 				}
-				if !bytes.Equal(asASCII, readList(t, name, ascii)) {
-					t.Errorf("from %+v: another ASCII list:\n%s", from, asASCII)
+				if err := e.CheckDigest(); err != nil {
+					t.Error(err)
 				}
+				if label, err := e.Label(); err != nil {
+					t.Errorf("%s: %v: %v", e.Path, label, err)
+				}
+				entry, line := little.Append(nil, e), ascii.Append(nil, e)
+				asBinary, asASCII = append(asBinary, entry...), append(asASCII, line...)
+				back, err := NewListReader(line, ascii, 0).Next()
+				switch feed := bytes.IndexByte(e.Path, '\n') >= 0; {
+				case feed && err == nil:
+					err = back.CheckDigest()
+					fallthrough
+				case feed:
+					if !errors.Is(err, ErrTemplateDigest) && !errors.Is(err, ErrList) {
+						t.Errorf("%q: %v", line, err)
+					}
+				case err != nil:
+					t.Errorf("%q: %v", line, err)
+				case !bytes.Equal(little.Append(nil, back), entry):
+					t.Errorf("%q: got %x, want %x", line, little.Append(nil, back), entry)
+				}
+			}
+			if !bytes.Equal(asBinary, readList(t, name, little)) {
+				t.Error("another binary list")
+			}
+			if !bytes.Equal(asASCII, readList(t, name, ascii)) {
+				t.Errorf("another ASCII list:\n%s", asASCII)
 			}
 		})
 	}
 }
 
 func TestDetectForm(t *testing.T) {
-	ascii := little
-	ascii.ASCII = true
 	for _, name := range lists(t) {
 		for _, want := range []Form{little, ascii} {
 			if got, err := DetectForm(readList(t, name, want)); got != want || err != nil {
@@ -133,7 +153,7 @@ func TestDetectForm(t *testing.T) {
 	}
 }
 
-// TestReplay: the list leads to the PCR values that the TPM had, in both banks.
+// TestReplay: the list leads to the PCR values that the TPM had, in every bank.
 func TestReplay(t *testing.T) {
 	for _, name := range lists(t) {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +225,7 @@ func TestTail(t *testing.T) {
 // TestStream: a list that comes byte by byte is the same list, and one that breaks off is
 // none, wherever it does.
 func TestStream(t *testing.T) {
-	for _, form := range []Form{little, {ASCII: true, Order: binary.LittleEndian, Hash: SHA1}} {
+	for _, form := range []Form{little, ascii} {
 		list := readList(t, "custom-evm-portable", form)
 		r := StreamList(iotest.OneByteReader(bytes.NewReader(list)), form, 0)
 		var again []byte
@@ -244,7 +264,7 @@ func TestStream(t *testing.T) {
 }
 
 func TestSkip(t *testing.T) {
-	for _, form := range []Form{little, {ASCII: true, Order: binary.LittleEndian, Hash: SHA1}} {
+	for _, form := range []Form{little, ascii} {
 		list := readList(t, "custom-evm-portable", form)
 		all, err := copies(list, form)
 		if err != nil {

@@ -27,13 +27,25 @@ var (
 	ErrUnquotedPCR = errors.New("measurement of a PCR that is not quoted")
 )
 
+// Padding says in which banks Linux extends SHA-1 template digests filled up with zeros
+// instead of digests of the bank's own hash. Such a bank is as weak as SHA-1: a caller
+// must have been told to take it.
+type Padding uint8
+
+const (
+	Unpadded Padding = iota
+	// PaddedUnknown is what Linux since 5.8 does where it was built without the bank's
+	// hash, or that is a module: violations are ones all over.
+	PaddedUnknown
+	// PaddedOld is what Linux before 5.8 does in every bank but SHA-1: violations are the
+	// twenty ones of SHA-1, filled up too.
+	PaddedOld
+)
+
 // Bank is a bank of PCRs as Linux extends it.
 type Bank struct {
-	Hash HashAlgo
-	// Padded means that the bank holds SHA-1 template digests, filled up with zeros:
-	// kernels before 5.8 do so in every bank, later ones in a bank whose hash they lack.
-	// It is as weak as SHA-1, so that a caller must have asked for it.
-	Padded bool
+	Hash    HashAlgo
+	Padding Padding
 }
 
 // PCRValue is the value of one PCR in one bank.
@@ -184,13 +196,16 @@ func (r *Replay) Extend(e *Entry) error {
 
 // measured writes to d what Linux extended for e; own is the digest in e.hash.
 func (e *Entry) measured(d *[maxDigest]byte, bank Bank, own *[maxDigest]byte) error {
-	digest := bank.Hash
-	if bank.Padded {
+	digest, ones := bank.Hash, bank.Hash.Size()
+	if bank.Padding != Unpadded {
 		digest = SHA1
+	}
+	if bank.Padding == PaddedOld {
+		ones = SHA1.Size()
 	}
 	switch {
 	case e.Violation:
-		for i := range digest.Size() {
+		for i := range ones {
 			d[i] = 0xff
 		}
 	case digest == e.hash:
@@ -221,7 +236,7 @@ func (e *Entry) checkDigest(own *[maxDigest]byte) error {
 	}
 	if !bytes.Equal(own[:len(e.Digest)], e.Digest) {
 		return fmt.Errorf("entry %d (%.200q): %w: it is %x, not %x; a line feed in a path does this to the ASCII form",
-			e.Index, e.Path, ErrTemplateDigest, own[:len(e.Digest)], e.Digest)
+			e.Index, e.Path, ErrTemplateDigest, bytes.Clone(own[:len(e.Digest)]), e.Digest)
 	}
 	return nil
 }
