@@ -20,11 +20,14 @@ var mayImport = []struct {
 	{"internal/cpio", ""},
 	{"internal/ima", "internal/wire"},
 	{"internal/policy", "internal/ima"},
+	{"internal/bootlog", "internal/wire"},
 	{"internal/manifest", ""},
 	{"internal/keys", "internal/config"},
 	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},
+	{"internal/store", ""}, // evidence and verdicts are bytes to it
+	{"internal/store/storetest", "internal/store"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
 	{"boottest", "internal/cpio"},
@@ -33,7 +36,7 @@ var mayImport = []struct {
 }
 
 // formats only turn bytes into values and back: they open nothing.
-var formats = []string{"internal/wire", "internal/ima", "internal/policy"}
+var formats = []string{"internal/wire", "internal/ima", "internal/policy", "internal/bootlog"}
 
 // oneHome are imports that one package alone may have.
 var oneHome = map[string]string{
@@ -42,6 +45,9 @@ var oneHome = map[string]string{
 	"github.com/sigstore/sigstore/pkg/signature/kms": "internal/keys",
 	"github.com/spf13/cobra":                         "attest",
 	"github.com/schollz/progressbar/v3":              "attest",
+	"github.com/jackc/pgx/v5":                        "internal/store",
+	"github.com/jackc/pgx/v5/stdlib":                 "internal/store",
+	"modernc.org/sqlite":                             "internal/store",
 }
 
 func TestImportDirection(t *testing.T) {
