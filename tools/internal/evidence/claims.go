@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 
+	"github.com/meta-attest/meta-attest/tools/internal/bootlog"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
 
@@ -21,6 +22,7 @@ type Claims struct {
 	list     []byte // measurement list from entry first on
 	form     ima.Form
 	first    int
+	events   []bootlog.Event
 	covered  int // entries under the quote
 	end      int // and with those behind them
 }
@@ -58,27 +60,36 @@ func (c *Claims) PCR(bank ima.HashAlgo, index int) ([]byte, bool) {
 	return nil, false
 }
 
-// BootAggregate is what the kernel measures of the firmware's PCRs as entry boot_aggregate:
-// the digest, in bank's hash, of PCR 0 to 7 in bank SHA-1, else of PCR 0 to 9
-// (ima_calc_boot_aggregate_tfm of ima_crypto.c). False where one of them was not quoted.
-func (c *Claims) BootAggregate(bank ima.HashAlgo) ([]byte, bool) {
-	last := 9
-	if bank == ima.SHA1 {
-		last = 7
+// BootAggregates are the digests that the kernel's first entry, boot_aggregate, may have
+// for the quoted PCRs of bank: see [bootlog.BootAggregates]. Nil where one of those PCRs
+// was not quoted in that bank.
+func (c *Claims) BootAggregates(bank ima.HashAlgo) [][]byte {
+	alg, ok := bootAlg(bank)
+	if !ok {
+		return nil
 	}
-	h, err := bank.New()
+	digests, err := bootlog.BootAggregates(alg, c.bankValues(bank))
 	if err != nil {
-		return nil, false
+		return nil
 	}
-	for i := range last + 1 {
-		v, ok := c.PCR(bank, i)
-		if !ok {
-			return nil, false
-		}
-		h.Write(v)
-	}
-	return h.Sum(nil), true
+	return digests
 }
+
+func (c *Claims) bankValues(bank ima.HashAlgo) map[int][]byte {
+	values := map[int][]byte{}
+	for _, p := range c.pcrs {
+		if p.Bank == bank {
+			values[p.Index] = p.Value
+		}
+	}
+	return values
+}
+
+// Firmware are the events of the firmware's log that lead to quoted PCR values, in the
+// order of the log: those of PCR 0 to 9 all, of the others those of PCRs that nobody has
+// extended since. Nil where no log was asked for. What of an event's data is proven,
+// [bootlog.Event.Proven] says.
+func (c *Claims) Firmware() []bootlog.Event { return slices.Clone(c.events) }
 
 // First is the number of the first of Entries in the boot's list: those before it were
 // claimed by the evidence before this. Covered is the number of the boot's entries that

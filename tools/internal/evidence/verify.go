@@ -40,6 +40,8 @@ type Expected struct {
 	Padding map[ima.HashAlgo]ima.Padding
 	// SHA1Bank takes PCRs that are quoted in no better bank than SHA-1.
 	SHA1Bank bool
+	// Firmware says that the firmware's event log was asked for. It changes only with a boot.
+	Firmware bool
 	// MaxStalled is for how many attestations in a row the same announced entries may be
 	// without a quote; 0 is 2. The kernel extends the PCR right after the list, so that
 	// honest entries are never late by more than one.
@@ -151,6 +153,11 @@ func verify(ev *Evidence, want Expected, prev State) (*Claims, State, error) {
 		next = State{AK: want.AK.Name()}
 	}
 	next.Clock, next.Firmware = a.clock, a.firmware
+	if want.Firmware {
+		if err := c.replayFirmware(ev.Firmware, want.SHA1Bank); err != nil {
+			return nil, prev, err
+		}
+	}
 	if want.IMA {
 		if err := c.replay(ev, want, &next); err != nil {
 			return nil, prev, err

@@ -205,14 +205,25 @@ func (k *EK) Activate(ak *AK, idObject, secret []byte) ([]byte, error) {
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	}.Execute(k.tpm)
 	if err != nil {
-		for _, wrong := range []tpm2.TPMRC{tpm2.TPMRCIntegrity, tpm2.TPMRCValue, tpm2.TPMRCSize, tpm2.TPMRCECCPoint, tpm2.TPMRCInsufficient} {
-			if errors.Is(err, wrong) {
-				return nil, fmt.Errorf("activate credential: %w: %w", ErrCredential, err)
-			}
-		}
-		return nil, fmt.Errorf("activate credential: %w", err)
+		return nil, fmt.Errorf("activate credential: %w", k.credentialError(err))
 	}
 	return rsp.CertInfo.Buffer, nil
+}
+
+func (k *EK) credentialError(err error) error {
+	for _, wrong := range []tpm2.TPMRC{tpm2.TPMRCIntegrity, tpm2.TPMRCValue, tpm2.TPMRCSize, tpm2.TPMRCECCPoint, tpm2.TPMRCInsufficient} {
+		if errors.Is(err, wrong) {
+			return fmt.Errorf("%w: %w", ErrCredential, err)
+		}
+	}
+	// libtpms says so of a text that was encrypted to another RSA key. A TPM that has
+	// really failed answers nothing else from then on.
+	if errors.Is(err, tpm2.TPMRCFailure) {
+		if _, clockErr := k.tpm.Clock(); clockErr == nil {
+			return fmt.Errorf("%w: %w", ErrCredential, err)
+		}
+	}
+	return err
 }
 
 // authorize returns the authorization that the template asks for: a policy session with

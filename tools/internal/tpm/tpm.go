@@ -91,8 +91,31 @@ func openError(address string, err error) error {
 // Close closes the connection to the TPM.
 func (t *TPM) Close() error { return t.conn.Close() }
 
+// A TPM may answer that it was not able to begin, and wants the command again. Linux does
+// so for its devices; behind a socket it is for us. The wait doubles, to 6 s in all.
+const (
+	busyTries = 10
+	busyWait  = 6 * time.Millisecond
+)
+
 // Send gives the TPM one command and returns its answer, as [tpm2]'s commands want it.
 func (t *TPM) Send(command []byte) ([]byte, error) {
+	for try := 0; ; try++ {
+		answer, err := t.exchange(command)
+		if err != nil || try == busyTries {
+			return answer, err
+		}
+		switch tpm2.TPMRC(binary.BigEndian.Uint32(answer[6:])) {
+		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
+			time.Sleep(busyWait << try)
+		default:
+			return answer, nil
+		}
+	}
+}
+
+// exchange writes a command and reads its answer, which has at least a header.
+func (t *TPM) exchange(command []byte) ([]byte, error) {
 	if _, err := t.conn.Write(command); err != nil {
 		return nil, fmt.Errorf("write to TPM %s: %w", t.address, err)
 	}
@@ -129,7 +152,7 @@ func (t *TPM) flush(h tpm2.TPMHandle) {
 // Info says what the TPM is.
 type Info struct {
 	Manufacturer string // four letters of the TCG's vendor registry, as "IFX"
-	Firmware     uint64 // TPM_PT_FIRMWARE_VERSION_1 and _2; quotes carry it obfuscated
+	Firmware     uint64 // TPM_PT_FIRMWARE_VERSION_1 and _2
 	Banks        tpm2.TPMLPCRSelection
 }
 
