@@ -26,6 +26,7 @@ var mayImport = []struct {
 	{"internal/rootfs", "internal/config internal/ima internal/manifest internal/keys"},
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},
+	{"internal/evidence", "internal/wire internal/ima internal/bootlog"},
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"attest-bench", "internal/keys"},

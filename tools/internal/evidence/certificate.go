@@ -156,6 +156,9 @@ func NewCAStore(pems ...[]byte) (*CAStore, error) {
 // subject alternative name critical with nothing but a directory name in it (EK Credential
 // Profile 3.2), and the key of old RSA ones is marked as one for OAEP.
 func (s *CAStore) Verify(ekcert string, ek *EK, now time.Time) (*x509.Certificate, error) {
+	if s.count == 0 { // without roots of its own, x509 takes the system's
+		return nil, refuse(CodeCertificate, "check EK certificate: no manufacturer is trusted")
+	}
 	certs, err := parseCertificates(ekcert)
 	if err != nil {
 		return nil, err
