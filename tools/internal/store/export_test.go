@@ -1,5 +1,17 @@
 package store
 
+import "context"
+
+// NoteAndFail is a write that adds an event and then fails.
+func NoteAndFail(ctx context.Context, s *Store, e Event, err error) error {
+	return s.write(ctx, "", func(t *tx) error {
+		if failed := t.event(e); failed != nil {
+			return failed
+		}
+		return err
+	})
+}
+
 // Hot are the statements that an attestation, a session or a worker's poll consists of,
 // with values for their parameters. None may read a table from end to end.
 func Hot(s *Store) map[string][]any {

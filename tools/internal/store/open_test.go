@@ -139,3 +139,23 @@ func TestPostgresNotDurable(t *testing.T) {
 		t.Errorf("synchronous_commit off: %v", err)
 	}
 }
+
+// A write that fails leaves no event, also when it had changed no row.
+func TestFailedWriteLeavesNoEvent(t *testing.T) {
+	path := newSQLite(t)
+	if _, _, err := store.Migrate(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	refused := errors.New("refused")
+	if err := store.NoteAndFail(t.Context(), s, store.Event{Kind: "x", Detail: "{}"}, refused); !errors.Is(err, refused) {
+		t.Error(err)
+	}
+	if head, err := s.VerifyChain(t.Context(), store.Head{}); err != nil || head.Seq != 0 {
+		t.Errorf("%+v, %v", head, err)
+	}
+}

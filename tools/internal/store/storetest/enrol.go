@@ -121,7 +121,7 @@ func testEnrolmentBounds(t *testing.T, url string) {
 	// One peer pushes out its own oldest attempts, and only these.
 	must(t, register("a", "honest", 0, Start))
 	for n := range 3 * store.MaxAttemptsPeer {
-		must(t, register("a", "flood", n, Start.Add(time.Duration(n))))
+		must(t, register("a", "flood", n, Start.Add(time.Duration(n)*time.Millisecond)))
 	}
 	_, err := s.Activate(ctx, store.Activation{Device: "a", Peer: "flood", Answer: answer("a flood 0")}, Start)
 	want(t, err, store.ErrProof)

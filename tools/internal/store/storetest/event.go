@@ -1,6 +1,9 @@
 package storetest
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -67,6 +70,21 @@ func testChain(t *testing.T, url string) {
 	}
 	_, err = s.VerifyChain(ctx, head)
 	must(t, err)
+	// Who knows how the hash is made still has to make all later ones anew, and the head.
+	two, err := s.Event(ctx, 2)
+	must(t, err)
+	three, err := s.Event(ctx, 3)
+	must(t, err)
+	if got := sum(two.Hash, three); !bytes.Equal(got, three.Hash) {
+		t.Errorf("hash of event 3: %x, want %x", three.Hash, got)
+	}
+	forged := three
+	forged.Detail = `{"forged":true}`
+	tamper(t, url, `UPDATE event SET detail = $1, hash = $2 WHERE seq = 3`, forged.Detail, sum(two.Hash, forged))
+	if _, err = s.VerifyChain(ctx, store.Head{}); !errors.Is(err, store.ErrChain) || !strings.Contains(err.Error(), "event 4") {
+		t.Errorf("forged event 3: %v", err)
+	}
+	tamper(t, url, `UPDATE event SET detail = $1, hash = $2 WHERE seq = 3`, three.Detail, three.Hash)
 	// Cutting the tail off is only found by who remembers the head.
 	var hash []byte
 	must(t, raw(t, url).QueryRow(`SELECT hash FROM event WHERE seq = 4`).Scan(&hash))
@@ -76,6 +94,25 @@ func testChain(t *testing.T, url string) {
 	must(t, err)
 	_, err = s.VerifyChain(ctx, head)
 	want(t, err, store.ErrChain)
+}
+
+// sum is the hash of an event as it is documented, made a second time.
+func sum(prev []byte, e store.Event) []byte {
+	var b bytes.Buffer
+	for _, s := range []string{"meta-attest event 1", string(prev), be(e.Seq), be(e.At.UnixMicro()), e.Kind, e.Device, e.Actor,
+		string(e.Status), e.Detail, string(e.Evidence)} {
+		b.WriteString(be(int64(len(s))) + s)
+	}
+	h := sha256.Sum256(b.Bytes())
+	return h[:]
+}
+
+func be(n int64) string {
+	s, err := hex.DecodeString(fmt.Sprintf("%016x", n))
+	if err != nil {
+		panic(err)
+	}
+	return string(s)
 }
 
 func testChainManyWriters(t *testing.T, url string) {

@@ -1,7 +1,6 @@
 package storetest
 
 import (
-	"bytes"
 	"database/sql"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
@@ -39,9 +39,13 @@ func StartPostgres(t testing.TB) func(testing.TB) string {
 	if out, err := run("initdb", "-D", data, "-U", "attest", "-A", "trust", "--no-sync", "-E", "UTF8").CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	var log bytes.Buffer
+	log, err := os.Create(filepath.Join(dir, "log")) // a pipe would be waited for as long as any child lives
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
 	server := run("postgres", "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "max_connections=200")
-	server.Stdout, server.Stderr = &log, &log
+	server.Stdout, server.Stderr = log, log
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -49,9 +53,14 @@ func StartPostgres(t testing.TB) func(testing.TB) string {
 	go func() { ended <- server.Wait() }()
 	t.Cleanup(func() {
 		_ = server.Process.Signal(syscall.SIGQUIT)
-		<-ended
-		if t.Failed() {
-			t.Logf("PostgreSQL said:\n%s", log.Bytes())
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			_ = server.Process.Kill()
+			t.Error("PostgreSQL did not end when it was told to")
+		}
+		if said, err := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("PostgreSQL said: %v\n%s", err, said)
 		}
 	})
 	admin := fmt.Sprintf("postgres://attest@/postgres?host=%s", dir)
