@@ -25,21 +25,23 @@ type dialect struct {
 	// Appended to a SELECT. SQLite has one writer and needs none of them.
 	lockShare, lockUpdate, lockSkip string
 
-	lockSchema string // run first by a migration
-	schema     *strings.Replacer
-	durable    string // answers "off" if a commit does not wait for the disk
-	unique     func(error) bool
-	deadlock   func(error) bool // worth another try
+	lockSchema   string // run first by a migration
+	lockAttempts string // run before attempts are counted
+	schema       *strings.Replacer
+	durable      string // answers "off" if a commit does not wait for the disk
+	unique       func(error) bool
+	deadlock     func(error) bool // worth another try
 }
 
 var postgres = dialect{
-	writers:    4,
-	lockShare:  " FOR SHARE",
-	lockUpdate: " FOR UPDATE",
-	lockSkip:   " FOR UPDATE SKIP LOCKED",
-	lockSchema: "SELECT pg_advisory_xact_lock(4705211718)",
-	schema:     strings.NewReplacer(),
-	durable:    "SHOW synchronous_commit",
+	writers:      4,
+	lockShare:    " FOR SHARE",
+	lockUpdate:   " FOR UPDATE",
+	lockSkip:     " FOR UPDATE SKIP LOCKED",
+	lockSchema:   "SELECT pg_advisory_xact_lock(4705211718)",
+	lockAttempts: "SELECT pg_advisory_xact_lock(4705211719)",
+	schema:       strings.NewReplacer(),
+	durable:      "SHOW synchronous_commit",
 	unique: func(err error) bool {
 		var e *pgconn.PgError
 		return errors.As(err, &e) && e.Code == "23505"
@@ -51,8 +53,9 @@ var postgres = dialect{
 }
 
 var sqliteDialect = dialect{
-	writers:    1,
-	lockSchema: "SELECT 1", // BEGIN IMMEDIATE has locked it
+	writers:      1,
+	lockSchema:   "SELECT 1", // BEGIN IMMEDIATE has locked it
+	lockAttempts: "SELECT 1",
 	schema: strings.NewReplacer(` COLLATE "C"`, "", " BYTEA", " BLOB", " BIGINT", " INTEGER",
 		"\n)", "\n) STRICT"),
 	durable: "SELECT CASE synchronous WHEN 2 THEN 'on' ELSE 'off' END FROM pragma_synchronous",

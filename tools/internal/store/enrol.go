@@ -28,7 +28,8 @@ func (s *Store) Register(ctx context.Context, a Attempt, now time.Time) error {
 	if err := errors.Join(CheckID(a.Device), a.check(), text("peer", a.Peer, MaxText)); err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
-	err := s.write(ctx, a.Device, func(t *tx) error {
+	// The first of its batch: it waits for the other registrations before it locks a device.
+	err := s.write(ctx, "", func(t *tx) error {
 		if err := t.mayBe(a.Device, a.Identity); err != nil {
 			return err
 		}
@@ -69,6 +70,9 @@ func (t *tx) mayBe(id string, i Identity) error {
 
 // room makes room for one more attempt, or says that there is none.
 func (t *tx) room(a Attempt, now time.Time) error {
+	if err := t.get([]any{new(any)}, t.s.lockAttempts); err != nil {
+		return err
+	}
 	if _, err := t.exec(`DELETE FROM attempt WHERE id IN (SELECT id FROM attempt WHERE expires <= $1`+t.s.lockSkip+`)`, micros(now)); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ type Session struct {
 
 const (
 	sqlNewSession = `INSERT INTO session (id, device, challenge, tried, created, expires)
-	SELECT $1, id, $3, 0, $4, $5 FROM device WHERE id = $2 AND state = 'active'`
+	SELECT $1, id, $3, 0, $4, $5 FROM device WHERE id = $2 AND state = 'active' ON CONFLICT DO NOTHING`
 	sqlEvictChallenge = `DELETE FROM session WHERE id IN (SELECT id FROM session WHERE device = $1 AND token IS NULL AND id <> $2
 	ORDER BY created DESC, id LIMIT $3 OFFSET $4)`
 )
@@ -32,13 +33,10 @@ func (s *Store) NewSession(ctx context.Context, n Session, now time.Time) error 
 	err := s.write(ctx, n.Device, func(t *tx) error {
 		changed, err := t.exec(sqlNewSession, n.ID, n.Device, n.Challenge, micros(now), micros(n.Expires))
 		if err != nil {
-			if t.s.unique(err) {
-				return ErrExists
-			}
 			return err
 		}
 		if changed == 0 {
-			return ErrNotFound
+			return cmp.Or(t.get([]any{new(string)}, `SELECT id FROM device WHERE id = $1 AND state = 'active'`, n.Device), ErrExists)
 		}
 		_, err = t.exec(sqlEvictChallenge, n.Device, n.ID, 10*MaxChallenges, MaxChallenges-1)
 		return err

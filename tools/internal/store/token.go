@@ -21,13 +21,13 @@ func (s *Store) PutToken(ctx context.Context, k Token, hash [32]byte, actor stri
 		return fmt.Errorf("add token: %w", err)
 	}
 	err := s.write(ctx, "", func(t *tx) error {
-		_, err := t.exec(`INSERT INTO token (name, role, hash, created, expires) VALUES ($1, $2, $3, $4, $5)`,
+		n, err := t.exec(`INSERT INTO token (name, role, hash, created, expires) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
 			k.Name, k.Role, hash[:], micros(k.Created), micros(k.Expires))
 		if err != nil {
-			if t.s.unique(err) {
-				return ErrExists
-			}
 			return err
+		}
+		if n == 0 {
+			return ErrExists
 		}
 		return t.event(Event{At: k.Created, Kind: "token-added", Actor: actor, Detail: detail(map[string]any{"name": k.Name, "role": k.Role})})
 	})
