@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -204,7 +203,7 @@ func (s *Server) collect(c *call) (*evidence.Collected, error) {
 		// A transport without deadlines (a test's) goes on with the server's own.
 		_ = http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(bodyTime))
 	}
-	m, err := evidence.Decode[evidence.Collected](io.LimitReader(c.Body, evidence.MaxSize+1))
+	m, err := evidence.Decode[evidence.Collected](http.MaxBytesReader(c.w, c.Body, evidence.MaxSize))
 	if err != nil {
 		return nil, err
 	}

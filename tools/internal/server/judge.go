@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net/http"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -72,12 +75,11 @@ func (s *Server) decideOnce(c *call, st *store.State, asked *evidence.Requests, 
 		return nil, err
 	}
 	if asked.Whole() {
-		select {
-		case s.replays <- struct{}{}:
-			defer func() { <-s.replays }()
-		case <-c.Context().Done():
-			return nil, c.Context().Err()
+		leave, err := s.enterReplay(c.Context())
+		if err != nil {
+			return nil, err
 		}
+		defer leave()
 	}
 	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: *asked, Collected: *collected, Known: k.State}
 	j := s.weigh(c.Context(), st, b)
@@ -86,6 +88,24 @@ func (s *Server) decideOnce(c *call, st *store.State, asked *evidence.Requests, 
 		return s.askWhole(c, st, out, j)
 	}
 	return out, s.keep(c, st, b, k, j, out)
+}
+
+// enterReplay waits for one of the places in which whole lists are judged, so that a fleet
+// that boots at once leaves the processors to those that go on. Who finds the queue full
+// comes again later.
+func (s *Server) enterReplay(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.queue <- struct{}{}:
+		defer func() { <-s.queue }()
+	default:
+		return nil, later(http.StatusServiceUnavailable, "busy", "too many devices attest a whole boot at once", 5*time.Second+rand.N(20*time.Second))
+	}
+	select {
+	case s.replays <- struct{}{}:
+		return func() { <-s.replays }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // judgement is what Verify and Appraise made of evidence.

@@ -66,7 +66,7 @@ func (o *Options) defaults() {
 	set(&o.KeepOthers, 90*24*time.Hour)
 	set(&o.Limits.Connections, 20_000)
 	set(&o.Limits.ConnectionsIP, 1_000)
-	set(&o.Limits.RequestsIP, 120)
+	set(&o.Limits.RequestsIP, 600)
 	set(&o.Limits.RequestsDevice, 60)
 	set(&o.Limits.Replays, 4)
 	set(&o.Limits.ReferenceMemory, 512<<20)
@@ -96,7 +96,8 @@ type Server struct {
 	byDevice *buckets
 	busy     *inFlight
 	bodies   chan struct{} // large bodies that are being read
-	replays  chan struct{} // whole lists that are being judged
+	queue    chan struct{} // whole lists that wait to be judged
+	replays  chan struct{} // and that are
 	metrics  *metrics
 }
 
@@ -109,7 +110,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		Options: o, judge: appraised,
 		byIP: newBuckets(o.Limits.RequestsIP), byDevice: newBuckets(o.Limits.RequestsDevice), busy: newInFlight(),
-		bodies: make(chan struct{}, 4*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
+		bodies: make(chan struct{}, 4*o.Limits.Replays), queue: make(chan struct{}, 16*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
 		metrics: newMetrics(),
 	}
 	s.refs = newReferences(o.Store, o.Releases, o.Limits.ReferenceMemory, o.Now)
