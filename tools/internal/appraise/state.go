@@ -126,7 +126,7 @@ func (s *state) check() error {
 	}
 	for i := range n {
 		alive := s.Fits.has(i)
-		if s.Left[i] < -1 || s.Left[i] >= s.Next || s.Misfits[i] < 0 || alive != (s.Left[i] == -1) || alive != (s.Misfits[i] == 0) {
+		if s.Left[i] < -1 || s.Left[i] >= s.Next || s.Misfits[i] < 0 || s.Misfits[i] > s.Next || alive != (s.Left[i] == -1) || alive != (s.Misfits[i] == 0) {
 			return fmt.Errorf("release %d is said to fit and not to fit", i)
 		}
 	}
