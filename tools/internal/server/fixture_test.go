@@ -285,8 +285,11 @@ func (m *machine) measureAggregate() {
 }
 
 func (m *machine) from(entry int) []byte {
-	if entry == 0 {
+	switch {
+	case entry == 0:
 		return m.list
+	case entry > len(m.ends):
+		return nil // it has booted since
 	}
 	return m.list[m.ends[entry-1]:]
 }
