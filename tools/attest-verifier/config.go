@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"github.com/meta-attest/meta-attest/tools/internal/config"
@@ -93,7 +94,7 @@ func defaultSettings() *settings {
 	s.Evidence.KeepTrusted, s.Evidence.KeepOthers = duration(7*24*time.Hour), duration(90*24*time.Hour)
 	s.Log.Level = "info"
 	l := &s.Limits
-	l.Connections, l.ConnectionsIP, l.RequestsIP, l.RequestsDevice, l.Replays, l.ReferenceMemory = 20_000, 1_000, 120, 60, 4, 512
+	l.Connections, l.ConnectionsIP, l.RequestsIP, l.RequestsDevice, l.Replays, l.ReferenceMemory = 20_000, 1_000, 600, 60, 4, 512
 	return s
 }
 
@@ -165,10 +166,10 @@ func (f *field) show() string {
 
 // set takes a value of the environment or of a flag: several are separated by commas.
 func (f *field) set(text, origin string) error {
-	toml := strconv.Quote(text)
+	value := strconv.Quote(text)
 	switch f.value.Interface().(type) {
 	case int, bool:
-		toml = text
+		value = text
 	case []string:
 		quoted := []string{}
 		for part := range strings.SplitSeq(text, ",") {
@@ -176,12 +177,12 @@ func (f *field) set(text, origin string) error {
 				quoted = append(quoted, strconv.Quote(part))
 			}
 		}
-		toml = "[" + strings.Join(quoted, ",") + "]"
+		value = "[" + strings.Join(quoted, ",") + "]"
 	}
 	section, key, nested := strings.Cut(f.key, ".")
-	line := key + " = " + toml
+	line := key + " = " + value
 	if !nested {
-		line = section + " = " + toml
+		line = section + " = " + value
 	} else {
 		line = "[" + section + "]\n" + line
 	}
@@ -260,19 +261,13 @@ func readInto(s *settings, all []*field, file string) error {
 
 // keysIn are the keys that a file sets.
 func keysIn(file string) (map[string]bool, error) {
-	tree := map[string]any{}
-	if err := config.ReadFile(file, &tree); err != nil {
+	md, err := toml.DecodeFile(file, &map[string]any{})
+	if err != nil {
 		return nil, err
 	}
 	keys := map[string]bool{}
-	for name, v := range tree {
-		section, ok := v.(map[string]any)
-		if !ok {
-			keys[name] = true
-		}
-		for key := range section {
-			keys[name+"."+key] = true
-		}
+	for _, k := range md.Keys() {
+		keys[k.String()] = true
 	}
 	return keys, nil
 }

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -537,4 +538,14 @@ func (p *pki) client(certs ...tls.Certificate) *http.Client {
 	pool := x509.NewCertPool()
 	pool.AddCert(p.ca)
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost", Certificates: certs}}}
+}
+
+// direct calls a handler without a network.
+func (m *machine) direct(h http.Handler, method, path string, body []byte) answer {
+	m.w.t.Helper()
+	r := httptest.NewRequestWithContext(m.w.t.Context(), method, path, bytes.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+m.token)
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return answer{rec.Code, rec.Header(), rec.Body.Bytes()}
 }
