@@ -332,6 +332,11 @@ func TestNeedWhole(t *testing.T) {
 			t.Errorf("%s: %v, %s", name, err, told(v))
 		}
 	}
+	// A state that was lost in between: the quote after the next begins too late for it.
+	d.file("/usr/sbin/init", content("init"))
+	if v, kept, err := Appraise(d.attest(-1), ref, s); !errors.Is(err, ErrNeedWhole) || v.Status != Unverified || !cmp.Equal(kept, s, cmp.AllowUnexported(State{}, state{})) {
+		t.Errorf("a gap: %v, %s", err, told(v))
+	}
 	if s.Continues(other) || !s.Continues(ref) || s.Continues(nil) {
 		t.Error("Continues")
 	}
