@@ -212,6 +212,14 @@ func TestAppraise(t *testing.T) {
 			d.file("/usr/bin/ls", content("ls"))
 			d.buffer("/usr/bin/ls", []byte("ls"))
 		}, "untrusted 1.0; unknown_buffer 2 /usr/bin/ls"},
+		{"buffer by the fields, not the name, of its template", "[[buffer]]\nname = \"kexec-cmdline\"\nany = true", func(d *device) {
+			d.file("/usr/bin/ls", content("ls"))
+			d.entry("d-ng|n-ng|buf", "sha256:", content("quiet"), "kexec-cmdline", []byte("quiet"))
+		}, "trusted 1.0"},
+		{"such a buffer named as a file", "", func(d *device) {
+			d.file("/usr/bin/ls", content("ls"))
+			d.entry("d-ng|n-ng|buf", "sha256:", content("ls"), "/usr/bin/ls", []byte("ls"))
+		}, "untrusted 1.0; unknown_buffer 2 /usr/bin/ls"},
 		{"boot_aggregate of another boot", "", func(d *device) {
 			d.extend(ima.SHA256, 4, content("kernel"))
 			d.file("/usr/bin/ls", content("ls"))
