@@ -40,6 +40,11 @@ func (b *Bundle) Verify() (*Claims, State, error) {
 	if err != nil {
 		return nil, b.Known, err
 	}
+	return b.VerifyWith(ak)
+}
+
+// VerifyWith is Verify for who has parsed the key already.
+func (b *Bundle) VerifyWith(ak *AK) (*Claims, State, error) {
 	ev, err := b.Collected.Evidence(b.Asked)
 	if err != nil {
 		return nil, b.Known, err

@@ -72,7 +72,7 @@ func (s *Server) negotiate(c *call) error {
 
 // ask chooses what to ask a device for.
 func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*evidence.Requests, error) {
-	ak, err := evidence.ParseAK(st.AK.Public)
+	ak, err := s.aks.parse(st.AK.Public)
 	if err != nil {
 		return nil, err
 	}

@@ -130,7 +130,11 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		}
 	}()
 	j.evidence, j.appraise = b.Known, st.Appraise
-	claims, next, err := b.Verify()
+	ak, err := s.aks.parse(b.AK)
+	if err != nil {
+		return refused(j, err)
+	}
+	claims, next, err := b.VerifyWith(ak)
 	if err != nil {
 		return refused(j, err)
 	}

@@ -90,6 +90,7 @@ type Server struct {
 	Options
 	operators *x509.CertPool
 	refs      *references
+	aks       *akCache
 	judge     judgeFunc
 
 	byIP     *buckets
@@ -111,7 +112,7 @@ func New(o Options) (*Server, error) {
 		Options: o, judge: appraised,
 		byIP: newBuckets(o.Limits.RequestsIP), byDevice: newBuckets(o.Limits.RequestsDevice), busy: newInFlight(),
 		bodies: make(chan struct{}, 4*o.Limits.Replays), queue: make(chan struct{}, 16*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
-		metrics: newMetrics(),
+		metrics: newMetrics(), aks: newAKCache(),
 	}
 	s.refs = newReferences(o.Store, o.Releases, o.Limits.ReferenceMemory, o.Now)
 	if len(o.ClientCA) > 0 {

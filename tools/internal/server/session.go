@@ -60,7 +60,7 @@ func (s *Server) proveSession(c *call) error {
 	if err != nil {
 		return err
 	}
-	ak, err := evidence.ParseAK(st.AK.Public)
+	ak, err := s.aks.parse(st.AK.Public)
 	if err != nil {
 		return err
 	}
