@@ -40,6 +40,18 @@ var hints = []struct {
 	{keys.ErrPassphrase, "see --passphrase-file and $" + passphraseEnv + "; a token locks itself after some wrong PINs"},
 	{keys.ErrExpired, "make a new certificate for the same key, attest keys renew; to rebuild an old image there is --allow-expired"},
 	{errNoPolicy, "attest policy list"},
+	{errNoServer, "give --server https://HOST:8881, or set $" + fleetEnv + "SERVER, or write fleet.toml: attest fleet --help"},
+	{errNoIdentity, "give --token-file FILE, or --client-cert FILE and --client-key URI; attest-verifier token create NAME makes a token"},
+	{errHalfIdentity, "give both --client-cert FILE and --client-key URI"},
+	{errTokenLeaked, "chmod 600 it"},
+	{errServerCA, "give the CA of the verifier, which attest-verifier certificate init wrote: --server-ca ca.crt"},
+	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
+	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
+	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
+	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
+	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},
+	{errNoSigner, "give the certificate of the key that signed the manifest: --cert FILE"},
+	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},
 	{rootfs.ErrNoLibc, "build with CGO_ENABLED=1"},
 }
 

@@ -71,7 +71,8 @@ func newRoot() *cobra.Command {
 		Use:   "attest",
 		Short: "Sign the files of a Linux image for IMA and EVM, and prove it",
 		Long: `attest signs the files of a root filesystem so that the Linux kernel can refuse
-a changed one (IMA and EVM), proves that they are signed, and makes the keys.
+a changed one (IMA and EVM), proves that they are signed, and makes the keys. Of devices that run it says
+whether they are trusted, and why not.
 
 Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 3 authentic but not acceptable, 4 findings (unsigned, changed or missing files).`,
@@ -80,6 +81,6 @@ Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 		SilenceErrors:     true,
 		Version:           version(),
 	}
-	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newMan())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newFleet(), newExplain(), newMan())
 	return root
 }
