@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -329,37 +331,62 @@ func pemFiles(paths []string) (pems [][]byte, err error) {
 }
 
 func newConfig() *cobra.Command {
-	var origin bool
+	var origin, asJSON bool
 	show := &cobra.Command{
 		Use:     "show",
-		Short:   "Show the configuration as it is used",
+		Short:   "Show the configuration as it is used, without the password of the database",
 		Example: "  attest-verifier config show --origin",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, all, err := readSettings(c)
+			s, all, err := readSettings(c)
 			if err != nil {
 				return err
 			}
-			section := ""
-			for _, f := range all {
-				name := f.key
-				if before, key, ok := strings.Cut(f.key, "."); ok {
-					if name = key; before != section {
-						section = before
-						fmt.Fprintf(c.OutOrStdout(), "\n[%s]\n", section)
-					}
-				}
-				line := name + " = " + f.show()
-				if origin {
-					line = fmt.Sprintf("%-52s # %s", line, f.origin)
-				}
-				fmt.Fprintln(c.OutOrStdout(), line)
+			if u, err := url.Parse(s.Database); err == nil {
+				s.Database = u.Redacted()
 			}
+			if asJSON {
+				return showJSON(c.OutOrStdout(), all)
+			}
+			showTOML(c.OutOrStdout(), all, origin)
 			return nil
 		},
 	}
 	show.Flags().BoolVar(&origin, "origin", false, "say of each value which file, variable or flag set it")
+	show.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the origins")
 	parent := &cobra.Command{Use: "config", Short: "Look at the configuration"}
 	parent.AddCommand(show)
 	return parent
+}
+
+func showTOML(w io.Writer, all []*field, origin bool) {
+	section := ""
+	for _, f := range all {
+		name := f.key
+		if before, key, ok := strings.Cut(f.key, "."); ok {
+			if name = key; before != section {
+				section = before
+				fmt.Fprintf(w, "\n[%s]\n", section)
+			}
+		}
+		line := name + " = " + f.show()
+		if origin {
+			line = fmt.Sprintf("%-52s # %s", line, f.origin)
+		}
+		fmt.Fprintln(w, line)
+	}
+}
+
+func showJSON(w io.Writer, all []*field) error {
+	type value struct {
+		Key    string          `json:"key"`
+		Value  json.RawMessage `json:"value"`
+		Origin string          `json:"origin"`
+		Help   string          `json:"help,omitempty"`
+	}
+	values := []value{}
+	for _, f := range all {
+		values = append(values, value{f.key, json.RawMessage(f.show()), f.origin, f.help})
+	}
+	return json.NewEncoder(w).Encode(map[string]any{"schema": "attest.config/v1", "values": values})
 }

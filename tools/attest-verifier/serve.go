@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -144,7 +145,16 @@ func open(ctx context.Context, s *settings, srv *server.Server, pair *certificat
 		return nil
 	}
 	conf := server.TLSConfig(pair.get)
-	ops := server.Listener{Handler: srv.Operations(map[string]*x509.Certificate{"server": pair.leaf()})}
+	ops := server.Listener{Handler: srv.Operations(func() map[string]*x509.Certificate {
+		all := map[string]*x509.Certificate{"server": pair.current().Leaf}
+		for i, ca := range srv.ClientCA {
+			all[fmt.Sprintf("client_ca_%d", i)] = ca
+		}
+		for i, c := range srv.Releases {
+			all[fmt.Sprintf("release_%d", i)] = c
+		}
+		return all
+	})}
 	if !server.IsLoopback(s.Operations.Listen) {
 		ops.TLS = conf
 	}
@@ -176,7 +186,8 @@ func stop(listeners []*server.Listener, log *slog.Logger) error {
 }
 
 func newMigrate() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	c := &cobra.Command{
 		Use:     "migrate",
 		Short:   "Make the database, or bring it up to date",
 		Example: "  attest-verifier migrate",
@@ -190,10 +201,15 @@ func newMigrate() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if asJSON {
+				return json.NewEncoder(c.OutOrStdout()).Encode(map[string]any{"schema": "attest.migration/v1", "before": before, "after": after})
+			}
 			fmt.Fprintf(c.OutOrStdout(), "schema %d, was %d\n", after, before)
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
 // certificateFile is the server's certificate, read again when it was renewed.
@@ -239,8 +255,6 @@ func (f *certificateFile) current() *tls.Certificate {
 func (f *certificateFile) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return f.current(), nil
 }
-
-func (f *certificateFile) leaf() *x509.Certificate { return f.current().Leaf }
 
 // renew reads the files each minute; one that cannot be read is logged, and the old one used.
 func (f *certificateFile) renew(ctx context.Context, log *slog.Logger) {

@@ -76,7 +76,7 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*evi
 	if err != nil {
 		return nil, err
 	}
-	ref, _, err := s.refs.of(c.Context(), st.Policies)
+	ref, err := s.refs.of(c.Context(), st.Policies)
 	if err != nil {
 		s.Log.Error("compile policy", "device", st.Device, "error", err)
 	}

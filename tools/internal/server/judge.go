@@ -139,7 +139,7 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		return refused(j, err)
 	}
 	j.claims, j.evidence = claims, next
-	ref, _, err := s.refs.of(ctx, st.Policies)
+	ref, err := s.refs.of(ctx, st.Policies)
 	if err != nil {
 		s.Log.Error("compile policy", "device", st.Device, "error", err)
 		return unjudged(j, st, codePolicy, "the policy cannot be used; the verifier's log says more")

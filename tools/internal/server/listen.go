@@ -48,8 +48,10 @@ func (l *Listener) Open(ctx context.Context, limits Limits, log *slog.Logger) er
 	}
 	l.Address = inner.Addr().String()
 	l.net = &boundedListener{Listener: inner, all: limits.Connections, each: limits.ConnectionsIP, peers: map[string]int{}}
+	var one http.Protocols
+	one.SetHTTP1(true) // an agent has one request at a time: nothing is lost without HTTP/2
 	l.http = &http.Server{
-		Handler: l.Handler, TLSConfig: l.TLS, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: requestTime + readTime,
+		Handler: l.Handler, TLSConfig: l.TLS.Clone(), Protocols: &one, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: requestTime + readTime,
 		IdleTimeout: idleTime, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return nil

@@ -71,9 +71,9 @@ func (m *metrics) attestation(result string, took time.Duration) {
 	h.observe(took)
 }
 
-// Operations answers whoever runs the server: /livez, /readyz and /metrics. Certificates
+// Operations answers whoever runs the server: /livez, /readyz and /metrics. The certificates
 // are those whose expiry the metrics tell, by a name.
-func (s *Server) Operations(certificates map[string]*x509.Certificate) http.Handler {
+func (s *Server) Operations(certificates func() map[string]*x509.Certificate) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -91,7 +91,7 @@ func (s *Server) Operations(certificates map[string]*x509.Certificate) http.Hand
 			s.Log.Error("count devices", "error", err)
 		}
 		s.metrics.write(w, counts, err == nil, s.refs)
-		writeExpiry(w, certificates)
+		writeExpiry(w, certificates())
 	})
 	return mux
 }

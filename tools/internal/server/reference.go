@@ -96,32 +96,28 @@ func keyOfRefs(refs []store.PolicyRef) string {
 	return string(h.Sum(nil))
 }
 
-// of returns the compiled policy of a device's revisions, and nil for none. hit says that
-// it was there.
-func (r *references) of(ctx context.Context, refs []store.PolicyRef) (ref *reference, hit bool, err error) {
+// of returns the compiled policy of a device's revisions, and nil for none.
+func (r *references) of(ctx context.Context, refs []store.PolicyRef) (*reference, error) {
 	if len(refs) == 0 {
-		return nil, true, nil
+		return nil, nil
 	}
 	key := keyOfRefs(refs)
 	if h := r.find(key); h != nil {
-		return h.ref, true, h.err
+		return h.ref, h.err
 	}
-	done := r.flight.DoChan(key, func() (any, error) {
+	// A caller that is gone waits all the same: who ends the server waits for its handlers,
+	// and must not close the database under a compilation.
+	got, err, _ := r.flight.Do(key, func() (any, error) {
 		if h := r.find(key); h != nil {
 			return h, nil
 		}
 		return r.put(key, r.compile(context.WithoutCancel(ctx), refs)), nil
 	})
-	select {
-	case <-ctx.Done():
-		return nil, false, ctx.Err()
-	case got := <-done:
-		if got.Err != nil {
-			return nil, false, got.Err
-		}
-		h := got.Val.(*held)
-		return h.ref, false, h.err
+	if err != nil {
+		return nil, err
 	}
+	h := got.(*held)
+	return h.ref, h.err
 }
 
 func (r *references) find(key string) *held {
