@@ -79,7 +79,7 @@ type settings struct {
 		Connections     int `toml:"connections" help:"on one listener"`
 		ConnectionsIP   int `toml:"connections_ip" help:"from one address"`
 		RequestsIP      int `toml:"requests_ip" help:"a minute from one address, before it has proven anything"`
-		RequestsDevice  int `toml:"requests_device" help:"a minute from one device"`
+		RequestsDevice  int `toml:"requests_device" help:"a minute from one device; never less than the interval needs"`
 		Replays         int `toml:"replays" help:"whole measurement lists that are judged at a time"`
 		ReferenceMemory int `toml:"reference_memory" help:"MiB of compiled policies"`
 	} `toml:"limits"`

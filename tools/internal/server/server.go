@@ -52,7 +52,7 @@ type Limits struct {
 	Connections     int   // all together, on one listener
 	ConnectionsIP   int   // from one address
 	RequestsIP      int   // unproven requests a minute from one address
-	RequestsDevice  int   // a minute from one device
+	RequestsDevice  int   // a minute from one device; never less than the interval needs
 	Replays         int   // judgements of a whole list at a time
 	ReferenceMemory int64 // bytes of compiled policies
 }
@@ -68,6 +68,8 @@ func (o *Options) defaults() {
 	set(&o.Limits.ConnectionsIP, 1_000)
 	set(&o.Limits.RequestsIP, 600)
 	set(&o.Limits.RequestsDevice, 60)
+	// An attestation is two requests; with sessions and repetitions it is never thrice that.
+	o.Limits.RequestsDevice = max(o.Limits.RequestsDevice, int(6*time.Minute/o.Interval))
 	set(&o.Limits.Replays, 4)
 	set(&o.Limits.ReferenceMemory, 512<<20)
 	if o.Now == nil {
