@@ -51,6 +51,7 @@ var hints = []struct {
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
 	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},
 	{errNoSigner, "give the certificate of the key that signed the manifest: --cert FILE"},
+	{errLossy, "to leave it out all the same: --lossy"},
 	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},
 	{rootfs.ErrNoLibc, "build with CGO_ENABLED=1"},
 }
