@@ -37,7 +37,7 @@ var mayImport = []struct {
 	{"attest-agent", "internal/config internal/wire internal/ima internal/manifest internal/rootfs internal/tpm internal/evidence"},
 	{"boottest", "internal/cpio"},
 	{"boottest/guest", ""},
-	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs"},
+	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs internal/evidence internal/appraise"},
 }
 
 // formats only turn bytes into values and back: they open nothing.
