@@ -99,6 +99,8 @@ func statusOf(err error) int {
 	return 0
 }
 
+const whatRegister = "register"
+
 // request is one message to a server.
 type request struct {
 	what    string // for errors: "register"

@@ -29,6 +29,7 @@ type device struct {
 	tpm    *tpm.TPM
 	ak     *tpm.AK
 	public *evidence.AK
+	next   bool // ak is the candidate, not the saved key
 	banks  evidence.Selection
 
 	binary, ascii *list    // nil where they are missing
@@ -138,16 +139,28 @@ func (d *device) use(ak *tpm.AK) error {
 }
 
 // makeKey makes an attestation key and saves it before anybody hears of it.
-func (d *device) makeKey() error {
+func (d *device) makeKey(name string) error {
 	ak, err := d.tpm.CreateAK(d.config.get("ak"))
 	if err != nil {
 		return err
 	}
-	if err := d.folder.write(keyFile, ak.Blob()); err != nil {
+	if err := d.folder.write(name, ak.Blob()); err != nil {
 		ak.Close()
 		return err
 	}
 	return d.use(ak)
+}
+
+// candidateKey has a key loaded that is to replace the saved one, which stays until
+// [folder.adoptKey]: the same one after each attempt that failed.
+func (d *device) candidateKey() error {
+	d.next = true
+	if blob, err := d.folder.read(nextKeyFile); err == nil {
+		if ak, err := d.tpm.LoadAK(blob); err == nil {
+			return d.use(ak)
+		}
+	}
+	return d.makeKey(nextKeyFile)
 }
 
 // replaceKey puts the saved key aside and makes another.
@@ -159,11 +172,7 @@ func (d *device) replaceKey() error {
 	if err := d.folder.retireKey(blob); err != nil {
 		return err
 	}
-	if d.ak != nil {
-		d.ak.Close()
-		d.ak = nil
-	}
-	return d.makeKey()
+	return d.makeKey(keyFile)
 }
 
 // ensureKey has a key loaded: the saved one, or a new one where none was saved or the TPM
@@ -172,7 +181,7 @@ func (d *device) ensureKey() (changed bool, err error) {
 	err = d.loadKey()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return true, d.makeKey()
+		return true, d.makeKey(keyFile)
 	case errors.Is(err, tpm.ErrForeign):
 		return true, d.replaceKey()
 	}

@@ -89,7 +89,7 @@ func (a *agent) enrol(ctx context.Context) error {
 		return err
 	}
 	path := "/" + version + "/agents/" + id
-	challenge, err := results[evidence.Challenge](ctx, a.client, request{what: "register", method: http.MethodPost, path: path}, r)
+	challenge, err := results[evidence.Challenge](ctx, a.client, request{what: whatRegister, method: http.MethodPost, path: path}, r)
 	if err != nil {
 		return err
 	}
@@ -105,6 +105,12 @@ func (a *agent) enrol(ctx context.Context) error {
 		evidence.Activation{AuthTag: evidence.AuthTag(plain, id)}); err != nil {
 		return err
 	}
+	if a.device.next {
+		if err := a.folder.adoptKey(); err != nil {
+			return err
+		}
+		a.device.next = false
+	}
 	if a.state.ID != id {
 		a.state.Verdict, a.state.Since, a.state.Attested = nil, time.Time{}, time.Time{}
 	}
@@ -115,7 +121,7 @@ func (a *agent) enrol(ctx context.Context) error {
 func runEnrol(ctx context.Context, in *invocation) error {
 	fs := newFlags("enrol", "Makes the attestation key, registers it and the TPM's endorsement key, and proves that one TPM\nholds both. To do so again is harmless: a good key is never replaced unless told.")
 	cf := addConfigFlags(fs)
-	fresh := fs.Bool("new-key", false, "put the attestation key aside and make another")
+	fresh := fs.Bool("new-key", false, "make another attestation key, and put the old one aside once the registrar took it")
 	if err := fs.parse(in); err != nil {
 		return err
 	}
@@ -131,14 +137,14 @@ func runEnrol(ctx context.Context, in *invocation) error {
 		return err
 	}
 	if *fresh {
-		err = a.device.replaceKey()
+		err = a.device.candidateKey()
 	} else {
 		_, err = a.device.ensureKey()
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = a.enrol(ctx)
 	}
-	if err := a.enrol(ctx); err != nil {
+	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(in.stdout, "enrolled %s at %s with key %s\n", a.state.ID, a.config.registrar, a.state.Key)

@@ -30,6 +30,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/server"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
@@ -376,4 +378,44 @@ func (m *machine) callUntil(wantCode int, verb string, more ...string) {
 		return
 	}
 	m.call(wantCode, verb, more...)
+}
+
+// callOut is call, of standard output only.
+func (m *machine) callOut(wantCode int, verb string, more ...string) string {
+	m.t.Helper()
+	var out, talk bytes.Buffer
+	c := m.command(verb, more...)
+	c.Stdout, c.Stderr = &out, &talk
+	if err := c.Run(); c.ProcessState == nil {
+		m.t.Fatal(err)
+	}
+	if got := c.ProcessState.ExitCode(); got != wantCode {
+		m.t.Fatalf("attest-agent %s: exit code %d, want %d:\n%s%s", verb, got, wantCode, &out, &talk)
+	}
+	return out.String()
+}
+
+// kill ends the agent with SIGKILL. What it had loaded into the TPM is flushed, as Linux
+// does behind /dev/tpmrm0 when a process ends.
+func (p *process) kill(m *machine) {
+	m.t.Helper()
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+	m.kernel(func(dev *tpm.TPM) {
+		for _, kind := range []tpm2.TPMHandle{0x80000000, 0x03000000, 0x02000000} { // objects, sessions
+			rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(kind), PropertyCount: 16}.Execute(dev)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			handles, err := rsp.CapabilityData.Data.Handles()
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			for _, h := range handles.Handle {
+				if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(dev); err != nil {
+					m.t.Fatal(err)
+				}
+			}
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net/http"
 
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
@@ -28,6 +29,7 @@ var hints = []struct {
 	{errBusy, "stop it first: systemctl stop attest-agent"},
 	{errNotEnrolled, "attest-agent enrol"},
 	{errNoList, "mount securityfs (mount -t securityfs securityfs /sys/kernel/security), run as root, and boot a kernel with CONFIG_IMA=y"},
+	{errNoTrust, "give --cert FILE, or put the certificate into /etc/keys"},
 	{errNoUser, `make it (useradd --system attest), or set user = "" to stay the user that started the agent`},
 	{tpm.ErrAbsent, "attest-agent doctor"},
 	{tpm.ErrDenied, "run as root, or as a user of the group tss"},
@@ -40,6 +42,10 @@ func hintFor(err error) string {
 		if errors.Is(err, h.err) {
 			return h.hint
 		}
+	}
+	var status *statusError
+	if errors.As(err, &status) && status.what == whatRegister && status.status == http.StatusForbidden {
+		return "where the TPM or its key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
 	}
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError

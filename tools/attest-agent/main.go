@@ -62,7 +62,9 @@ type invocation struct {
 var verbs = map[string]func(context.Context, *invocation) error{
 	"run":     runAgent,
 	"enrol":   runEnrol,
+	"verify":  runVerify,
 	"status":  runStatus,
+	"doctor":  runDoctor,
 	"config":  runConfig,
 	"version": runVersion,
 }
@@ -93,8 +95,16 @@ func start(args []string, stdout, stderr io.Writer) int {
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintf(stderr, "attest-agent: hint: %s\n", hint)
 	}
+	return exitOf(err)
+}
+
+// exitOf is the code that err ends the program with.
+func exitOf(err error) int {
 	var exit *exitCode
-	if errors.As(err, &exit) {
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.As(err, &exit):
 		return exit.code
 	}
 	return exitError

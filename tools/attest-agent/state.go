@@ -20,7 +20,8 @@ const (
 	schemaState = "attest.agent-state/v1"
 	stateFile   = "state.json"
 	keyFile     = "ak.tpm" // tpm.AK.Blob: of no use to another TPM
-	maxKept     = 1 << 20  // bytes of a file of ours that are read
+	nextKeyFile = "ak-next.tpm"
+	maxKept     = 1 << 20 // bytes of a file of ours that are read
 )
 
 // State is what the agent knows of its own past. Only the key beside it is precious:
@@ -190,4 +191,16 @@ func (f *folder) retireKey(blob []byte) error {
 		name = fmt.Sprintf("%s.%d", name, time.Now().UnixNano())
 	}
 	return f.rename(keyFile, name)
+}
+
+// adoptKey puts the key that was enrolled last in the place of the saved one.
+func (f *folder) adoptKey() error {
+	old, err := f.read(keyFile)
+	if err == nil {
+		err = f.retireKey(old)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return f.rename(nextKeyFile, keyFile)
 }
