@@ -18,12 +18,18 @@ var mayImport = []struct {
 	{"internal/wire", ""},
 	{"internal/config", ""},
 	{"internal/cpio", ""},
+	{"internal/findexpr", ""},
 	{"internal/ima", "internal/wire"},
 	{"internal/policy", "internal/ima"},
 	{"internal/bootlog", "internal/wire"},
+	{"internal/labellist", "internal/ima"},
+	{"internal/rpmfile", "internal/wire internal/ima"},
 	{"internal/manifest", ""},
+	{"internal/kconfig", ""},
+	{"internal/modsig", ""},
+	{"internal/vmlinux", ""},
 	{"internal/keys", "internal/config internal/ima"},
-	{"internal/rootfs", "internal/config internal/ima internal/manifest"},
+	{"internal/rootfs", "internal/config internal/findexpr internal/ima internal/labellist internal/manifest"},
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},
 	{"internal/evidence", "internal/wire internal/ima internal/bootlog"},
@@ -34,14 +40,18 @@ var mayImport = []struct {
 	{"attest-verifier", "internal/config internal/keys internal/evidence internal/store internal/server"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
+	{"attest-labels", "internal/ima internal/labellist"},
 	{"attest-agent", "internal/config internal/wire internal/ima internal/manifest internal/rootfs internal/tpm internal/evidence"},
-	{"boottest", "internal/cpio"},
+	{"oemodules", ""},
+	{"boottest/vm", ""},
+	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
-	{"attest", "internal/config internal/ima internal/policy internal/manifest internal/keys internal/rootfs internal/evidence internal/appraise"},
+	{"oetest", "boottest/vm internal/cpio"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/evidence internal/appraise"},
 }
 
 // formats only turn bytes into values and back: they open nothing.
-var formats = []string{"internal/wire", "internal/ima", "internal/policy", "internal/bootlog"}
+var formats = []string{"internal/wire", "internal/findexpr", "internal/ima", "internal/policy", "internal/bootlog", "internal/labellist", "internal/rpmfile"}
 
 // oneHome are imports that one package alone may have, or the programs of the build host.
 var oneHome = map[string]string{

@@ -91,8 +91,6 @@ func parseCmdline(line string) (options, error) {
 // check says what contradicts.
 func (o *options) check() error {
 	switch {
-	case o.root == "":
-		return fmt.Errorf("no root= on the command line")
 	case !strings.HasPrefix(o.init, "/"):
 		return fmt.Errorf("init=%s: not an absolute path", o.init)
 	case o.permissive != "" && o.enforce:

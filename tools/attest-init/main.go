@@ -11,6 +11,11 @@
 //  5. loads the policy of the root, if the initramfs had none;
 //  6. executes init.
 //
+// Called attest-switch-root, by an /init that has mounted the root on FOLDER, it begins with the
+// certificates, and takes that root. The caller executes it, so that it is process 1:
+//
+//	exec attest-switch-root FOLDER
+//
 // The command line of the kernel says what to do:
 //
 //	attest=enforce     go no further if anything failed, or if the kernel was told to let things
@@ -44,6 +49,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -55,8 +61,13 @@ import (
 const (
 	securityDir = "/sys/kernel/security"
 	keysDir     = "/etc/keys"
+	runDir      = "/run"
 	newRoot     = "/newroot"
 )
+
+// otherName is what an /init calls this program by that has mounted the root. Words and
+// variables are no way to tell: the kernel passes on those that it does not know.
+const otherName = "attest-switch-root"
 
 func main() {
 	if os.Getpid() != 1 {
@@ -81,7 +92,13 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	b := &booter{options: o}
+	b := &booter{options: o, newRoot: newRoot}
+	if filepath.Base(os.Args[0]) == otherName {
+		if len(os.Args) != 2 || !filepath.IsAbs(os.Args[1]) {
+			return fmt.Errorf("usage: %s FOLDER", otherName)
+		}
+		b.newRoot, b.mounted = filepath.Clean(os.Args[1]), true
+	}
 	for _, step := range []func() error{b.loadModules, b.addCertificates, b.closeEVM, b.loadPolicyOfInitramfs} {
 		if err := b.judge(step()); err != nil {
 			return err
@@ -101,8 +118,10 @@ func boot() error {
 // booter is what the steps of a boot know.
 type booter struct {
 	options
-	inRoot bool // / is the real root
-	loaded bool // a policy is in force
+	newRoot string // where the root is to be, before it is /
+	mounted bool   // it is there already
+	inRoot  bool   // / is the real root
+	loaded  bool   // a policy is in force
 }
 
 // judge passes an error on where the command line says enforce, else tells it.

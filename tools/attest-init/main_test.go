@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseCmdline(t *testing.T) {
@@ -39,7 +41,7 @@ func TestParseCmdline(t *testing.T) {
 		}), ""},
 		{"root=/dev/vda attest=enforce ima_appraise=enforce", with(func(o *options) { o.enforce = true }), ""},
 		{"root=/dev/vda ima_appraise=fix", with(func(o *options) { o.permissive = "ima_appraise=fix" }), ""},
-		{"quiet", options{}, "no root="},
+		{"quiet", with(func(o *options) { o.root = "" }), ""},
 		{"root=/dev/vda attest=enforce ima_appraise=log", options{}, "ima_appraise=log contradicts attest=enforce"},
 		{"root=/dev/vda attest=enforce evm=fix", options{}, "evm=fix contradicts attest=enforce"},
 		{"root=/dev/vda attest=enforce ima-appraise=log", options{}, "ima-appraise=log contradicts attest=enforce"},
@@ -79,7 +81,7 @@ func FuzzParseCmdline(f *testing.F) {
 	f.Add(`root=/dev/vda attest=enforce rootflags="a b" -- x`)
 	f.Fuzz(func(t *testing.T, line string) {
 		o, err := parseCmdline(line)
-		if err == nil && (o.root == "" || o.init[0] != '/' || o.policy == "" && o.enforce || o.policy != "" && o.policy[0] != '/') {
+		if err == nil && (o.init[0] != '/' || o.policy == "" && o.enforce || o.policy != "" && o.policy[0] != '/') {
 			t.Errorf("%q: accepted as %+v", line, o)
 		}
 		if err == nil && !o.enforce && slices.Contains(strings.Split(strings.Split(line, `"`)[0], " "), "attest=enforce") && !strings.Contains(line, "--") {
@@ -118,6 +120,23 @@ func TestCheckMountPoints(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestPlaces: what is deleted is in memory, and what becomes / is another filesystem than it.
+func TestPlaces(t *testing.T) {
+	if isMountPoint(t.TempDir()+"/none") || isMountPoint("/") || !isMountPoint("/proc") {
+		t.Error("mount points are not told from folders")
+	}
+	if inMemory("/proc") || inMemory("/none") {
+		t.Error("/proc is told for an initramfs")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		t.Skip("/dev/shm is no tmpfs")
+	}
+	if !inMemory("/dev/shm") {
+		t.Error("a tmpfs is not told for one")
 	}
 }
 

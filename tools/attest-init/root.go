@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,9 @@ func mountAt(source, at, kind string, flags uintptr, data string) error {
 
 // loadModules loads what /etc/modules lists, for kernels whose disk drivers are modules.
 func (b *booter) loadModules() error {
+	if b.mounted {
+		return nil
+	}
 	list, err := readFile("/etc/modules", maxSmall)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -73,31 +77,25 @@ func loadModule(path string) error {
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 
-// switchRoot mounts the real root and makes it /. What the initramfs held is deleted.
+// switchRoot makes the real root /. What the initramfs held is deleted.
 func (b *booter) switchRoot() error {
-	time.Sleep(b.delay)
-	if err := os.MkdirAll(newRoot, 0o755); err != nil {
-		return err
-	}
-	device, err := b.waitForRoot()
-	if err != nil {
-		return err
-	}
-	if err := b.mountRoot(device); err != nil {
-		return err
-	}
-	if err := b.judge(checkMountPoints(newRoot)); err != nil {
-		return err
-	}
-	for _, at := range mountPoints {
-		if err := unix.Mount(at, newRoot+at, "", unix.MS_MOVE, ""); err != nil {
-			return fmt.Errorf("move %s into the root: %w", at, err)
+	if !b.mounted {
+		if err := b.mountNewRoot(); err != nil {
+			return err
 		}
+	} else if !isMountPoint(b.newRoot) {
+		return fmt.Errorf("no root is mounted on %s", b.newRoot)
 	}
-	if err := deleteInitramfs(); err != nil {
+	if err := b.judge(checkMountPoints(b.newRoot)); err != nil {
+		return err
+	}
+	if err := b.moveMounts(); err != nil {
+		return err
+	}
+	if err := deleteInitramfs(b.newRoot); err != nil {
 		tell(levelInfo, fmt.Sprintf("delete the initramfs: %v", err)) // it only costs memory
 	}
-	if err := os.Chdir(newRoot); err != nil {
+	if err := os.Chdir(b.newRoot); err != nil {
 		return err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
@@ -108,6 +106,39 @@ func (b *booter) switchRoot() error {
 	}
 	b.inRoot = true
 	return nil
+}
+
+func (b *booter) mountNewRoot() error {
+	time.Sleep(b.delay)
+	if err := os.MkdirAll(b.newRoot, 0o755); err != nil {
+		return err
+	}
+	device, err := b.waitForRoot()
+	if err != nil {
+		return err
+	}
+	return b.mountRoot(device)
+}
+
+// moveMounts takes what the kernel shows itself through into the root, and /run, if another
+// /init has mounted one: a udev that ran there goes on from what it left.
+func (b *booter) moveMounts() error {
+	folders := mountPoints
+	if info, err := os.Lstat(b.newRoot + runDir); err == nil && info.IsDir() && isMountPoint(runDir) {
+		folders = append(slices.Clone(folders), runDir)
+	}
+	for _, at := range folders {
+		if err := unix.Mount(at, b.newRoot+at, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s into the root: %w", at, err)
+		}
+	}
+	return nil
+}
+
+// isMountPoint says whether a folder of / is on another filesystem.
+func isMountPoint(folder string) bool {
+	var root, st unix.Stat_t
+	return unix.Lstat("/", &root) == nil && unix.Lstat(folder, &st) == nil && st.Dev != root.Dev
 }
 
 // mountPoints are moved into the root.
@@ -145,6 +176,9 @@ func checkSystem() error {
 
 // waitForRoot returns the path of the root's block device once there is one.
 func (b *booter) waitForRoot() (string, error) {
+	if b.root == "" {
+		return "", errors.New("no root= on the command line")
+	}
 	if !strings.HasPrefix(b.root, "/dev/") && !strings.HasPrefix(b.root, partUUIDPrefix) {
 		return "", fmt.Errorf("root=%s: use /dev/NAME or PARTUUID=", b.root)
 	}
@@ -180,7 +214,7 @@ func (b *booter) mountRoot(device string) error {
 	}
 	var errs []error
 	for _, kind := range kinds {
-		err := unix.Mount(device, newRoot, kind, unix.MS_RDONLY, b.flags)
+		err := unix.Mount(device, b.newRoot, kind, unix.MS_RDONLY, b.flags)
 		if err == nil {
 			return nil
 		}
@@ -190,15 +224,29 @@ func (b *booter) mountRoot(device string) error {
 }
 
 // deleteInitramfs removes what is on the filesystem of /, and nothing of what is mounted on it.
-func deleteInitramfs() error {
+// On a filesystem that keeps anything it does nothing.
+func deleteInitramfs(newRoot string) error {
+	if !inMemory("/") {
+		return errors.New("/ is no initramfs")
+	}
 	var root unix.Stat_t
 	if err := unix.Lstat("/", &root); err != nil {
 		return err
 	}
-	return deleteBelow("/", root.Dev)
+	return deleteBelow("/", newRoot, root.Dev)
 }
 
-func deleteBelow(dir string, dev uint64) error {
+// inMemory says whether a folder is on a filesystem that an initramfs can be on.
+func inMemory(folder string) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(folder, &fs); err != nil {
+		return false
+	}
+	kind := uint32(fs.Type) // signed on some architectures, and RAMFS_MAGIC has the highest bit
+	return kind == unix.RAMFS_MAGIC || kind == unix.TMPFS_MAGIC
+}
+
+func deleteBelow(dir, newRoot string, dev uint64) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -215,7 +263,7 @@ func deleteBelow(dir string, dev uint64) error {
 			continue
 		}
 		if e.IsDir() {
-			errs = append(errs, deleteBelow(path, dev))
+			errs = append(errs, deleteBelow(path, newRoot, dev))
 		}
 		if err := os.Remove(path); err != nil && path != newRoot && !errors.Is(err, unix.EBUSY) {
 			errs = append(errs, err)

@@ -39,6 +39,8 @@ var hints = []struct {
 	{keys.ErrNoPassphrase, "put it into a file and give --passphrase-file FILE, or set $" + passphraseEnv},
 	{keys.ErrPassphrase, "see --passphrase-file and $" + passphraseEnv + "; a token locks itself after some wrong PINs"},
 	{keys.ErrExpired, "make a new certificate for the same key, attest keys renew; to rebuild an old image there is --allow-expired"},
+	{keys.ErrMismatch, "give the certificate of this key: attest keys inspect shows the key id of either"},
+	{errNotLoaded, "issue the certificate with that CA, attest keys issue --ceremony FILE --out DIR, or give the CA that signed it"},
 	{errNoPolicy, "attest policy list"},
 	{errNoServer, "give --server https://HOST:8881, or set $" + fleetEnv + "SERVER, or write fleet.toml: attest fleet --help"},
 	{errNoIdentity, "give --token-file FILE, or --client-cert FILE and --client-key URI; attest-verifier token create NAME makes a token"},
@@ -53,6 +55,10 @@ var hints = []struct {
 	{errNoSigner, "give the certificate of the key that signed the manifest: --cert FILE"},
 	{errLossy, "to leave it out all the same: --lossy"},
 	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},
+	{errNotCA, "name the CA that issued it, or issue one for its key: attest keys issue"},
+	{errModuleChain, "attest keys issue makes one with role = \"modsign\" under your CA; attest keys inspect --ca CA FILE says more"},
+	{errCompressed, "sign before they are compressed: no CONFIG_MODULE_COMPRESS_GZIP, _XZ or _ZSTD"},
+	{errNoControl, "put the command that builds the package behind --, with ROOT and DESTINATION as its last arguments"},
 	{rootfs.ErrNoLibc, "build with CGO_ENABLED=1"},
 }
 

@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -53,23 +56,48 @@ func (k *keyFlags) open(ctx context.Context, uri string, stderr io.Writer) (*key
 	return key, nil
 }
 
+// pairFlags say how a private key is opened together with its certificate.
+type pairFlags struct {
+	keyFlags
+	allowExpired bool
+}
+
+func (p *pairFlags) addFlags(fs *pflag.FlagSet) {
+	p.keyFlags.AddFlags(fs)
+	fs.BoolVar(&p.allowExpired, "allow-expired", false, "go on although the certificate has expired (the kernel does not look at the date)")
+}
+
+// openPair opens a key and checks that it and its certificate can be used together.
+func (p *pairFlags) openPair(ctx context.Context, uri, file string, stderr io.Writer) (*keys.Key, *x509.Certificate, error) {
+	certs, err := keys.ReadCertificates(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert := certs[0] // as openssl takes the first of a chain for the leaf
+	key, err := p.open(ctx, uri, stderr)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = keys.CheckPair(key.Public(), cert, time.Now())
+	if errors.Is(err, keys.ErrExpired) && p.allowExpired {
+		fmt.Fprintf(stderr, "attest: warning: %v\n", err)
+		err = nil
+	}
+	if err != nil {
+		key.Close()
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return key, cert, nil
+}
+
 // passphrase returns nothing when none is given.
 func (k *keyFlags) passphrase() ([]byte, error) {
 	if k.passphraseFile == "" {
 		return []byte(os.Getenv(passphraseEnv)), nil
 	}
-	f, err := os.Open(k.passphraseFile)
+	text, err := readBounded(k.passphraseFile, 4<<10)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	const most = 4 << 10
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > most {
-		return nil, fmt.Errorf("%s: larger than %d bytes", k.passphraseFile, most)
 	}
 	line, _, _ := bytes.Cut(text, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))

@@ -35,7 +35,9 @@ from a ceremony: a text in TOML that people review before any key exists.
   init     makes the root CA, which is compiled into the kernel
   issue    makes keys and certificates under it, or requests for another CA
   renew    makes a new certificate for the same key: signatures stay good
-  inspect  says what a key or certificate is, and what Linux does with it`,
+  inspect  says what a key or certificate is, and what Linux does with it
+  check    says in one line whether files signed with a key will be good on the device
+  convert  writes a certificate in the form that Linux loads`,
 		Example: `  attest keys init --print-ceremony > ceremony.toml
   attest keys init --ceremony ceremony.toml --out keys
   attest keys issue --ceremony ceremony.toml --out keys
@@ -43,7 +45,7 @@ from a ceremony: a text in TOML that people review before any key exists.
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newKeysInit(), newKeysIssue(), newKeysRenew(), newKeysInspect())
+	c.AddCommand(newKeysInit(), newKeysIssue(), newKeysRenew(), newKeysInspect(), newKeysCheck(), newKeysConvert())
 	return c
 }
 

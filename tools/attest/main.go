@@ -81,6 +81,6 @@ Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 		SilenceErrors:     true,
 		Version:           version(),
 	}
-	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newAllowlist(), newFleet(), newExplain(), newMan())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newKernel(), newPackage(), newAllowlist(), newFleet(), newExplain(), newMan())
 	return root
 }

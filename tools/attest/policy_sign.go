@@ -18,6 +18,7 @@ import (
 type policySignFlags struct {
 	signFlags
 	kernel string
+	beside bool
 }
 
 func newPolicySign() *cobra.Command {
@@ -31,9 +32,12 @@ for the files of a tree. A kernel that demands signed policies takes the path on
     echo /etc/ima/ima-policy > /sys/kernel/security/ima/policy
 
 A policy that the kernel refuses is not signed. The file must keep its label on its way
-into the image: attest sign of the whole tree labels it, too.`,
-		Example: `  attest policy sign rootfs/etc/ima/ima-policy --key ima.key --cert ima.crt --kernel 6.1`,
-		Args:    cobra.ExactArgs(1),
+into the image: attest sign of the whole tree labels it, too. An archive of cpio, which an
+initramfs is, keeps none: with --beside the labels go to FILE.sig and FILE.evm, where
+attest-init looks for them.`,
+		Example: `  attest policy sign rootfs/etc/ima/ima-policy --key ima.key --cert ima.crt --kernel 6.1
+  attest policy sign initramfs/etc/ima/ima-policy --key ima.key --cert ima.crt --beside`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.run(c.Context(), args[0], c.OutOrStdout(), c.ErrOrStderr())
 		},
@@ -48,11 +52,13 @@ into the image: attest sign of the whole tree labels it, too.`,
 	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks it, for --evm")
 	f.StringVar(&o.labels, "labels", rootfs.LabelsAuto, "write the label through `WAY`: auto, libc (pseudo, fakeroot) or direct")
 	f.StringVar(&o.kernel, "kernel", "", "the policy is for Linux `VERSION`, such as 6.1 (default: "+policy.Newest.String()+", the newest known)")
+	f.BoolVar(&o.beside, "beside", false, "write the labels to FILE.sig and FILE.evm, for an initramfs")
 	f.BoolVar(&o.force, "force", false, "write the label although it is right already")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.policy.sign/v1)")
 	c.MarkFlagRequired("key")
 	c.MarkFlagRequired("cert")
 	c.MarkFlagsRequiredTogether("evm", "target")
+	c.MarkFlagsMutuallyExclusive("beside", "labels")
 	return c
 }
 
@@ -73,9 +79,12 @@ func (o *policySignFlags) run(ctx context.Context, file string, stdout, stderr i
 	if err != nil {
 		return &exitError{exitFindings, fmt.Errorf("%s: not signed: %w", file, err)}
 	}
-	labels, err := rootfs.OpenLabels(o.labels)
-	if err != nil {
-		return err
+	beside := besideLabels{}
+	var labels rootfs.Labels = beside
+	if !o.beside {
+		if labels, err = rootfs.OpenLabels(o.labels); err != nil {
+			return err
+		}
 	}
 	opts := rootfs.SignOptions{Force: o.force}
 	if o.evm {
@@ -89,6 +98,9 @@ func (o *policySignFlags) run(ctx context.Context, file string, stdout, stderr i
 	}
 	defer closeKeys()
 	written, err := rootfs.SignFile(ctx, file, labels, opts)
+	if err == nil && o.beside {
+		err = beside.write(file)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 	"strings"
@@ -208,21 +207,4 @@ func openManifestText(text string, trusted []*x509.Certificate) (*manifest.Manif
 		return nil, &exitError{exitNotAuthentic, err}
 	}
 	return m, err
-}
-
-// readBounded reads a file of at most so many bytes.
-func readBounded(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(text)) > most {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, most)
-	}
-	return text, nil
 }

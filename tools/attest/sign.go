@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/meta-attest/meta-attest/tools/internal/findexpr"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
@@ -25,13 +25,14 @@ const remoteJobs = 32
 
 // signFlags are the flags of attest sign.
 type signFlags struct {
-	keyFlags
+	pairFlags
 	key, cert       string
 	evmKey, evmCert string
-	allowExpired    bool
 	hash            string
 	config          string
 	rules           []string
+	findSigned      string
+	findHashed      string
 	evm             bool
 	target          string
 	verity          bool
@@ -76,15 +77,16 @@ before those of earlier ones, and those of --rule before all.`,
 		},
 	}
 	f := c.Flags()
-	o.keyFlags.AddFlags(f)
+	o.pairFlags.addFlags(f)
 	f.StringVar(&o.key, "key", "", "sign with the private key at `URI`: a PEM file, pkcs11:..., hashivault://..., ...")
 	f.StringVar(&o.cert, "cert", "", "certificate of the key, PEM or DER `FILE`")
 	f.StringVar(&o.evmKey, "evm-key", "", "sign metadata with another key at `URI`")
 	f.StringVar(&o.evmCert, "evm-cert", "", "certificate of --evm-key, PEM or DER `FILE`")
-	f.BoolVar(&o.allowExpired, "allow-expired", false, "sign although the certificate has expired (the kernel does not look at the date)")
 	f.StringVar(&o.hash, "hash", "sha256", "hash `ALGORITHM`: sha256, sha384 or sha512")
 	f.StringVar(&o.config, "config", "", "read rules from `FILE`, and FILE's folder of drop-ins")
 	f.StringArrayVar(&o.rules, "rule", nil, "`ACTION:PATH`, before the rules of --config; may be repeated")
+	f.StringVar(&o.findSigned, "find-signed", "", "after all rules, sign only what 'find `EXPR`', run in ROOTFS, prints (IMA_EVM_ROOTFS_SIGNED of meta-integrity)")
+	f.StringVar(&o.findHashed, "find-hashed", "", "after all rules, write a digest, no signature, for what 'find `EXPR`' prints (IMA_EVM_ROOTFS_HASHED)")
 	f.BoolVar(&o.evm, "evm", false, "write an EVM portable signature into security.evm too")
 	f.StringVar(&o.target, "target", "", "`ARCH` of the kernel that checks EVM signatures (default: that of all ELF files in the tree, if they agree)")
 	f.BoolVar(&o.verity, "verity", false, "sign the fs-verity digest instead of the digest of the content; the device needs fs-verity on these files and digest_type=verity in its policy")
@@ -216,7 +218,7 @@ func (o *signFlags) openTree(root string) (*rootfs.Tree, error) {
 	return rootfs.Open(root, labels)
 }
 
-// readRules joins the rules of the flags and of the file.
+// readRules joins the rules of the flags and of the file, and then of the expressions.
 func (o *signFlags) readRules() (rootfs.Rules, error) {
 	var rules rootfs.Rules
 	for _, text := range o.rules {
@@ -226,11 +228,34 @@ func (o *signFlags) readRules() (rootfs.Rules, error) {
 		}
 		rules = append(rules, r)
 	}
-	if o.config == "" {
-		return rules, nil
+	if o.config != "" {
+		more, err := rootfs.ReadRules(o.config)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, more...)
 	}
-	more, err := rootfs.ReadRules(o.config)
-	return append(rules, more...), err
+	signed, err := findFlag("--find-signed", o.findSigned)
+	if err != nil {
+		return nil, err
+	}
+	hashed, err := findFlag("--find-hashed", o.findHashed)
+	if err != nil {
+		return nil, err
+	}
+	return append(rules, rootfs.FindRules(signed, hashed)...), nil
+}
+
+// findFlag parses the expression of a flag, nil if there is none.
+func findFlag(flag, text string) (*findexpr.Expr, error) {
+	if text == "" {
+		return nil, nil
+	}
+	e, err := findexpr.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	return e, nil
 }
 
 // openSigners opens the keys and tries them.
@@ -251,7 +276,7 @@ func (o *signFlags) openSigners(ctx context.Context, opts *rootfs.SignOptions, s
 		}
 	}
 	open := func(uri, cert string) (*rootfs.Signer, error) {
-		key, c, err := o.openKey(ctx, uri, cert, stderr)
+		key, c, err := o.openPair(ctx, uri, cert, stderr)
 		if err != nil {
 			return nil, err
 		}
@@ -280,29 +305,6 @@ func (o *signFlags) openSigners(ctx context.Context, opts *rootfs.SignOptions, s
 		return nil, err
 	}
 	return closeAll, nil
-}
-
-// openKey opens a key and checks that it and its certificate can be used together.
-func (o *signFlags) openKey(ctx context.Context, uri, file string, stderr io.Writer) (*keys.Key, *x509.Certificate, error) {
-	certs, err := keys.ReadCertificates(file)
-	if err != nil {
-		return nil, nil, err
-	}
-	cert := certs[0] // as openssl takes the first of a chain for the leaf
-	key, err := o.open(ctx, uri, stderr)
-	if err != nil {
-		return nil, nil, err
-	}
-	err = keys.CheckPair(key.Public(), cert, time.Now())
-	if errors.Is(err, keys.ErrExpired) && o.allowExpired {
-		fmt.Fprintf(stderr, "attest: warning: %v\n", err)
-		err = nil
-	}
-	if err != nil {
-		key.Close()
-		return nil, nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return key, cert, nil
 }
 
 // openManifest starts the manifest, which replaces an older one when it is complete.

@@ -38,8 +38,8 @@ func TestKernelPolicies(t *testing.T) {
 		texts[v.name] = v.text + "nonsense\n"
 		switch kind {
 		case "ok":
-			c.name += ": ok, but for the line that is added"
-			c.want = fmt.Sprintf("line %d", strings.Count(v.text, "\n")+1)
+			c[0] += ": ok, but for the line that is added"
+			c[2] = fmt.Sprintf("line %d", strings.Count(v.text, "\n")+1)
 		case "empty": // with the line it would not be; if it is accepted, nothing comes after it
 			texts[v.name] = v.text
 			last = append(last, c)

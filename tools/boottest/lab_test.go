@@ -4,17 +4,15 @@ package boottest
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
+	"github.com/meta-attest/meta-attest/tools/boottest/vm"
 	"github.com/meta-attest/meta-attest/tools/internal/cpio"
 )
 
@@ -176,56 +174,23 @@ type machine struct {
 	cases     []testCase // what the guest tries; nil if it must not come to that
 }
 
-// testCase is a row of the report. The words of do are a verb of the guest and its arguments.
-type testCase struct {
-	name, do, want string
-}
-
-// plan is what the guest reads.
-func plan(cases []testCase) string {
-	var b strings.Builder
-	for _, c := range cases {
-		fmt.Fprintf(&b, "%s\t%s\n", c.name, strings.Join(strings.Fields(c.do), "\t"))
-	}
-	return b.String()
-}
-
-// timeLimit is ten times what a boot takes on an idle machine.
-const timeLimit = "120"
+// testCase is a row of the report.
+type testCase = vm.Case
 
 // boot starts a machine, and returns its console once it has ended.
 func (l *lab) boot(t *testing.T, m machine) (console string) {
 	t.Helper()
-	log := filepath.Join(t.TempDir(), "console")
 	if m.kernel == "" {
 		m.kernel = filepath.Join(l.kernel, "bzImage")
 	}
-	args := []string{"--kernel", m.kernel, "--log", log, "--time", timeLimit,
-		"--append", "quiet root=/dev/vda " + m.append}
+	v := vm.Machine{Repo: l.repo, Kernel: m.kernel, Append: m.append, Cases: m.cases}
 	if m.initramfs != nil {
-		args = append(args, "--initramfs", l.initramfs(t, m.initramfs))
+		v.Initramfs = l.initramfs(t, m.initramfs)
 	}
 	for _, image := range m.images {
-		args = append(args, "--image", filepath.Join(l.dir, image))
+		v.Images = append(v.Images, filepath.Join(l.dir, image))
 	}
-	c := exec.CommandContext(t.Context(), filepath.Join(l.repo, "scripts/qemu"), args...)
-	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) } // it ends QEMU and swtpm
-	c.WaitDelay = 20 * time.Second
-	var stderr bytes.Buffer
-	c.Stderr = &stderr
-	start := time.Now()
-	out, err := c.Output()
-	text, logErr := os.ReadFile(log)
-	console = strings.ReplaceAll(string(text), "\r", "")
-	if err := errors.Join(err, logErr); err != nil {
-		t.Fatalf("scripts/qemu: %v\n%s%s", err, stderr.Bytes(), console)
-	}
-	t.Logf("booted and ended in %.1f s", time.Since(start).Seconds())
-	report(t, m.cases, string(out))
-	if t.Failed() {
-		t.Log("console:\n" + console)
-	}
-	return console
+	return v.Boot(t)
 }
 
 // initramfs packs attest-init and more.
@@ -245,35 +210,6 @@ func (l *lab) initramfs(t *testing.T, more []cpio.Entry) string {
 		t.Fatal(err)
 	}
 	return archive
-}
-
-// report compares what the guest saw with what is expected, and prints the table.
-func report(t *testing.T, cases []testCase, results string) {
-	t.Helper()
-	seen := map[string]string{}
-	for line := range strings.Lines(results) {
-		name, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
-		seen[name] = text
-	}
-	if _, ended := seen["end"]; ended != (cases != nil) {
-		t.Errorf("the guest ran to its end: %t, want %t", ended, cases != nil)
-	}
-	var b strings.Builder
-	for _, c := range cases {
-		got, ok := seen[c.name]
-		if !ok {
-			got = "nothing"
-		}
-		mark := ""
-		if got != c.want {
-			mark = "  <-- not as expected"
-			t.Errorf("%s: %s: got %q, want %q", c.name, c.do, got, c.want)
-		}
-		fmt.Fprintf(&b, "%-58s | %-38s | %s%s\n", c.name, c.want, got, mark)
-	}
-	if len(cases) > 0 {
-		t.Logf("%d cases\n%-58s | %-38s | %s\n%s", len(cases), "case", "expected", "seen", b.String())
-	}
 }
 
 // has wants the console to have a line with each text.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/meta-attest/meta-attest/policies"
+	"github.com/meta-attest/meta-attest/tools/boottest/vm"
 )
 
 // policyCase is a ready policy on a machine with systemd and a /var that is written to.
@@ -85,7 +86,7 @@ func (c policyCase) cases(text []byte) []testCase {
 // makePolicy changes the root for a policy, and makes images of it.
 func (l *lab) makePolicy(t *testing.T, c policyCase, text []byte, cases []testCase) []string {
 	t.Helper()
-	for name, text := range map[string]string{"plan": plan(cases), "etc/ima/ima-policy": string(text)} {
+	for name, text := range map[string]string{"plan": vm.Plan(cases), "etc/ima/ima-policy": string(text)} {
 		if err := os.WriteFile(filepath.Join(l.dir, "systemd", name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/meta-attest/meta-attest/tools/boottest/vm"
 )
 
 // UUIDs by which rules tell the filesystems apart.
@@ -46,7 +48,7 @@ mkdir -p dev proc sys run tmp t v e s sbin etc/ima etc/keys
 [ -e bin/busybox ] || cp -a usr/bin/busybox bin/
 cp "$OLDPWD/bin/guest" sbin/init
 `)
-	for name, text := range map[string]string{"plan": plan(cases), "etc/ima/ima-policy": policy} {
+	for name, text := range map[string]string{"plan": vm.Plan(cases), "etc/ima/ima-policy": policy} {
 		if err := os.WriteFile(filepath.Join(l.dir, root, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

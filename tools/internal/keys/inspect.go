@@ -249,7 +249,7 @@ func subjects(certs []*x509.Certificate) string {
 // keyrings follows certs/system_keyring.c and crypto/asymmetric_keys/restrict.c of Linux
 // 6.12. Older kernels did not look at keyUsage.
 func (r *Report) keyrings(cert *x509.Certificate, roots []*x509.Certificate) {
-	ca := authorityFault(cert)
+	ca := AuthorityFault(cert)
 	r.Keyrings = append(r.Keyrings, Keyring{".builtin_trusted_keys", ca == "", reason(ca, "can vouch for keys of .ima and .evm; CONFIG_SYSTEM_TRUSTED_KEYS takes it as PEM")})
 	machine := ca
 	if machine == "" && cert.KeyUsage&x509.KeyUsageDigitalSignature != 0 {
@@ -274,8 +274,9 @@ func reason(fault, good string) string {
 	return good
 }
 
-// authorityFault says why no key of .ima could be vouched for by cert.
-func authorityFault(cert *x509.Certificate) string {
+// AuthorityFault says why no key of .ima could be vouched for by cert, built into the kernel
+// (CONFIG_SYSTEM_TRUSTED_KEYS). It is empty if one can.
+func AuthorityFault(cert *x509.Certificate) string {
 	switch {
 	case CheckStrength(cert.PublicKey) != nil:
 		return "key cannot be used"

@@ -114,6 +114,9 @@ func (c *checking) compare(m *manifest.Manifest) (err error) {
 	c.differ, err = m.Diff(func(f manifest.Finding) error {
 		switch f.Kind {
 		case manifest.Added:
+			if f.Path == lostFound && c.lostFound {
+				break
+			}
 			c.find(Finding{CodeAdded, f.Path, "not in the manifest"})
 		case manifest.Missing:
 			c.find(Finding{CodeMissing, f.Path, "in the manifest only"})
@@ -129,6 +132,10 @@ func (c *checking) compare(m *manifest.Manifest) (err error) {
 	return err
 }
 
+// lostFound is the folder that mke2fs adds to what an image is made of. What is in it is
+// another matter.
+const lostFound = "lost+found"
+
 // checking is the state of one call of [Check].
 type checking struct {
 	CheckOptions
@@ -136,7 +143,9 @@ type checking struct {
 	report  *CheckReport
 	differ  *manifest.Differ
 	digests []ima.HashAlgo // that the manifest has of files
-	links   linked
+
+	lostFound bool // the tree has a folder of that name
+	links     linked
 }
 
 // emit takes the result of one name, in the order of the walk.
@@ -166,6 +175,7 @@ func (c *checking) emit(f File, r checked, err error) error {
 	if err != nil {
 		return err
 	}
+	c.lostFound = c.lostFound || f.Path == lostFound && f.Dir()
 	return c.differ.Add(e)
 }
 

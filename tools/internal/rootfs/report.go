@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
+	"github.com/meta-attest/meta-attest/tools/internal/labellist"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 )
 
@@ -58,7 +59,8 @@ func (s *signing) emit(f File, l labelled, err error) error {
 	}
 	s.count(f, l)
 	if s.Dump != nil && l.action != ActionSkip {
-		if err := writeDump(s.Dump, f.Path, l.ima, l.evm); err != nil {
+		entry := labellist.Entry{Path: f.Path, IMA: l.ima, EVM: l.evm}
+		if _, err := s.Dump.Write(entry.Append(nil)); err != nil {
 			return fmt.Errorf("write labels: %w", err)
 		}
 	}

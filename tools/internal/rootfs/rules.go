@@ -8,6 +8,7 @@ import (
 	"github.com/bmatcuk/doublestar/v4"
 
 	"github.com/meta-attest/meta-attest/tools/internal/config"
+	"github.com/meta-attest/meta-attest/tools/internal/findexpr"
 )
 
 // Action is what a rule does with a regular file.
@@ -36,7 +37,26 @@ type Rule struct {
 	// not, and a folder's own name does not select what is in it: "/var/**" does.
 	Path   Glob   `toml:"path"`
 	Action Action `toml:"action"`
+	// Find selects what find(1) would print, instead of Path, if it is not nil.
+	Find *findexpr.Expr `toml:"-"`
 }
+
+// FindRules are the rules of meta-integrity's variables: files that the expression hashed
+// prints get a digest, others that signed prints a signature, and the rest nothing. nil is
+// what that layer has for it: every file is signed, none is hashed.
+func FindRules(signed, hashed *findexpr.Expr) Rules {
+	var rules Rules
+	if hashed != nil {
+		rules = append(rules, Rule{Find: hashed, Action: ActionHash})
+	}
+	if signed != nil {
+		rules = append(rules, Rule{Find: signed, Action: ActionSign}, Rule{Path: everything, Action: ActionSkip})
+	}
+	return rules
+}
+
+// everything is the pattern "/**": of a rule for whatever is left.
+const everything Glob = "**/*"
 
 // Glob is a pattern that starts with a slash; kept without it, as paths of a walk are.
 type Glob string
@@ -71,11 +91,19 @@ func (r Rules) Action(path string) Action {
 
 // match returns the index of the rule that decides over path, -1 if there is none.
 func (r Rules) match(path string) int {
-	return slices.IndexFunc(r, func(rule Rule) bool { return doublestar.MatchUnvalidated(string(rule.Path), path) })
+	return slices.IndexFunc(r, func(rule Rule) bool {
+		if rule.Find != nil {
+			return rule.Find.Match(path)
+		}
+		return doublestar.MatchUnvalidated(string(rule.Path), path)
+	})
 }
 
 // Pattern is the rule's path as a person wrote it.
 func (r Rule) Pattern() string {
+	if r.Find != nil {
+		return "find " + r.Find.String()
+	}
 	if strings.HasSuffix(string(r.Path), "/**/*") {
 		return "/" + strings.TrimSuffix(string(r.Path), "/*")
 	}

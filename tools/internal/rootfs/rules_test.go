@@ -3,12 +3,8 @@ package rootfs
 import (
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"github.com/meta-attest/meta-attest/tools/internal/config"
 )
@@ -115,25 +111,6 @@ func FuzzPackages(f *testing.F) {
 			if path == "" || got != pkg || strings.ContainsAny(path, "\n\t") {
 				t.Fatalf("%q has package %q", path, got)
 			}
-		}
-	})
-}
-
-// TestQuotedPathsComeBack unquotes as setfattr does: a backslash and three octal digits.
-func TestQuotedPathsComeBack(t *testing.T) {
-	octal := regexp.MustCompile(`\\[0-7]{3}`)
-	rapid.Check(t, func(t *rapid.T) {
-		path := string(rapid.SliceOf(rapid.ByteRange(1, 255)).Draw(t, "path"))
-		quoted := string(quotePath(path))
-		if strings.ContainsAny(quoted, "\n\r") {
-			t.Fatalf("%q ends a line", quoted)
-		}
-		back := octal.ReplaceAllStringFunc(quoted, func(s string) string {
-			c, _ := strconv.ParseUint(s[1:], 8, 8)
-			return string([]byte{byte(c)})
-		})
-		if back != path {
-			t.Fatalf("%q comes back as %q", path, back)
 		}
 	})
 }

@@ -25,7 +25,7 @@ type SignOptions struct {
 
 	Manifest     *manifest.Writer // may be nil
 	Packages     Packages         // which package brought a file, for the manifest
-	Dump         io.Writer        // takes the labels instead of the files, if not nil
+	Dump         io.Writer        // takes the labels instead of the files, as the body of a label list, if not nil
 	Jobs         int              // goroutines that hash and sign
 	DryRun       bool             // find out what would be written, and write nothing
 	Force        bool             // write labels that are there already
@@ -139,7 +139,8 @@ type signing struct {
 }
 
 // survey counts what the rules select, before anything is done, and notes rules that
-// select nothing: they are more often typing errors than wishes.
+// select nothing, but for one that takes whatever is left: they are more often typing
+// errors than wishes.
 func (s *signing) survey(ctx context.Context) error {
 	used := make([]bool, len(s.Rules))
 	files, bytes, err := s.tree.survey(ctx, func(f File) (label, read bool) {
@@ -157,7 +158,7 @@ func (s *signing) survey(ctx context.Context) error {
 	s.Progress.TotalFiles.Store(files)
 	s.Progress.TotalBytes.Store(bytes)
 	for i, rule := range s.Rules {
-		if !used[i] {
+		if !used[i] && rule.Path != everything {
 			s.note(Note{Kind: NoteUnusedRule, Path: rule.Pattern(), Message: "this rule decides over no file"})
 		}
 	}

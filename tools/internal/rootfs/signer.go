@@ -105,5 +105,21 @@ type signError struct{ err error }
 func (e *signError) Error() string { return e.err.Error() }
 func (e *signError) Unwrap() error { return e.err }
 
+// SignContent returns the value of security.ima for a file with that content.
+func (s *Signer) SignContent(content []byte) ([]byte, error) {
+	h, err := s.hash.New()
+	if err != nil {
+		return nil, err
+	}
+	h.Write(content)
+	return s.SignDigest(h.Sum(nil))
+}
+
+// SignDigest returns the value of security.ima for a file with that digest, which is of the
+// hash of s.
+func (s *Signer) SignDigest(digest []byte) ([]byte, error) {
+	return s.label(ima.Signature, digest, nil)
+}
+
 // Commit signs a manifest with the key of s.
 func (s *Signer) Commit(w *manifest.Writer) error { return w.Commit(s.key, s.cert) }

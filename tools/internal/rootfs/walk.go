@@ -35,6 +35,9 @@ func (f *File) Regular() bool { return f.Mode&unix.S_IFMT == unix.S_IFREG }
 // Dir says whether f is a directory.
 func (f *File) Dir() bool { return f.Mode&unix.S_IFMT == unix.S_IFDIR }
 
+// ID is the device and the inode number of f: two names with the same are one file.
+func (f *File) ID() (dev, ino uint64) { return f.dev, f.ino }
+
 // inode names a file apart from its names.
 type inode struct{ dev, ino uint64 }
 

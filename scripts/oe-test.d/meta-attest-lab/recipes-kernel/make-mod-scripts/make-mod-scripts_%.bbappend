@@ -1,0 +1,2 @@
+require ../lab-gcc.inc
+EXTRA_OEMAKE:append = " CROSS_COMPILE="
