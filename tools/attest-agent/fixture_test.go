@@ -319,7 +319,18 @@ func (p *process) Write(b []byte) (int, error) {
 
 func (m *machine) startAgent() *process {
 	m.t.Helper()
-	p := &process{t: m.t, cmd: m.command("run"), new: make(chan struct{}, 1)}
+	return m.start(m.command("run"))
+}
+
+// startProgram is startAgent of another build.
+func (m *machine) startProgram(program string, args []string) *process {
+	m.t.Helper()
+	return m.start(exec.Command(program, args...))
+}
+
+func (m *machine) start(cmd *exec.Cmd) *process {
+	m.t.Helper()
+	p := &process{t: m.t, cmd: cmd, new: make(chan struct{}, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	if err := p.cmd.Start(); err != nil {
 		m.t.Fatal(err)
@@ -418,4 +429,17 @@ func (p *process) kill(m *machine) {
 			}
 		}
 	})
+}
+
+// attestsAgain waits until evidence is taken that was not when it was called.
+func (p *process) attestsAgain(m *machine) {
+	m.t.Helper()
+	since := m.state().Attested
+	for deadline := time.Now().Add(time.Minute); !m.state().Attested.After(since); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			m.t.Fatalf("nothing was attested for a minute: %+v\n%s", m.state(), &p.out)
+		}
+	}
 }

@@ -16,18 +16,17 @@ const hungAfter = 10 * time.Minute
 
 // notifier tells systemd how the agent is (sd_notify(3)); without systemd it does nothing.
 type notifier struct {
-	conn *net.UnixConn
-	last atomic.Int64 // when the main loop made a step, of the monotonic clock
-	done chan struct{}
+	conn  *net.UnixConn
+	start time.Time
+	last  atomic.Int64 // when the main loop made a step, as time since start
+	done  chan struct{}
 }
 
-// monotonic is the origin of notifier.last.
-func (n *notifier) alive() { n.last.Store(int64(time.Since(processStart))) }
-
-var processStart = time.Now()
+// alive notes a step of the main loop.
+func (n *notifier) alive() { n.last.Store(int64(time.Since(n.start))) }
 
 func newNotifier() (*notifier, error) {
-	n := &notifier{done: make(chan struct{})}
+	n := &notifier{start: time.Now(), done: make(chan struct{})}
 	n.alive()
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
@@ -52,7 +51,7 @@ func (n *notifier) watch(every time.Duration) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for {
-		if time.Since(processStart)-time.Duration(n.last.Load()) < hungAfter {
+		if time.Since(n.start)-time.Duration(n.last.Load()) < hungAfter {
 			n.send("WATCHDOG=1")
 		}
 		select {
@@ -63,9 +62,13 @@ func (n *notifier) watch(every time.Duration) {
 	}
 }
 
+// maxSend is for how long a notice may wait for a service manager that does not listen.
+const maxSend = 100 * time.Millisecond
+
 // send is lost when nobody listens: what it says is also in the state.
 func (n *notifier) send(text string) {
 	if n.conn != nil {
+		_ = n.conn.SetWriteDeadline(time.Now().Add(maxSend))
 		_, _ = n.conn.Write([]byte(text))
 	}
 }

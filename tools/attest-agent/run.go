@@ -43,13 +43,13 @@ func runAgent(ctx context.Context, in *invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := a.becomeUser(); err != nil {
-		return err
-	}
 	if a.notify, err = newNotifier(); err != nil {
 		return err
 	}
 	defer a.notify.close()
+	if err := a.becomeUser(); err != nil {
+		return err
+	}
 	if *once {
 		return a.once(ctx)
 	}
