@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -71,11 +72,17 @@ func Open(address string) (*TPM, error) {
 	if info.Mode()&fs.ModeCharDevice == 0 {
 		return nil, fmt.Errorf("open TPM %s: %w: it is no character device (a socket is written unix:PATH)", address, ErrAbsent)
 	}
-	f, err := os.OpenFile(address, os.O_RDWR, 0)
-	if err != nil {
-		return nil, openError(address, err)
+	// Not os.OpenFile: a file that can be polled it sets to not blocking, and then Linux
+	// answers a read with nothing while the TPM works (tpm_common_read).
+	for {
+		fd, err := syscall.Open(address, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+		if err == nil {
+			return &TPM{address: address, conn: os.NewFile(uintptr(fd), address)}, nil
+		}
+		if !errors.Is(err, syscall.EINTR) {
+			return nil, openError(address, err)
+		}
 	}
-	return &TPM{address: address, conn: f}, nil
 }
 
 func openError(address string, err error) error {
