@@ -55,7 +55,11 @@ type folder struct {
 
 // openFolder makes the folder if needed, and holds it until the process ends.
 func openFolder(path string) (*folder, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	// The folders above are not the agent's, and the user that it becomes has to pass them.
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make state folder: %w", err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
 	info, err := os.Lstat(path)
