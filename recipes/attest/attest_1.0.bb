@@ -55,7 +55,7 @@ GO_RPATH = ""
 GO_LINUXLOADER = ""
 # Go's build id has a digest of the linker's flags, and so of paths of the build; OE-core's patches of Go
 # cure that for some.
-GO_EXTRA_LDFLAGS += "-buildid= -X main.release=${PV}"
+GO_EXTRA_LDFLAGS += "-buildid= -X main.packaged=${PV}"
 
 # Not go.bbclass's, which installs sources, too: nobody imports these.
 do_install() {

@@ -129,7 +129,7 @@ func (o *kernelModulesFlags) signer(ctx context.Context, stderr io.Writer) (*mod
 	if err != nil {
 		return nil, nil, err
 	}
-	if fault := keys.LinkFault(cert, roots); fault != "" {
+	if fault := ima.LinkFault(cert, roots); fault != "" {
 		err := &exitError{exitNotAuthentic, fmt.Errorf("certificate %s: %w: %s", o.cert, errModuleChain, fault)}
 		return nil, nil, errors.Join(err, key.Close())
 	}

@@ -117,7 +117,7 @@ func (o *checkKeyFlags) checkPair(ctx context.Context, roots []*x509.Certificate
 	if err := key.Close(); err != nil {
 		return err
 	}
-	if fault := keys.LinkFault(cert, roots); fault != "" {
+	if fault := ima.LinkFault(cert, roots); fault != "" {
 		return &exitError{exitNotAuthentic, fmt.Errorf("%s: %w: %q: %s", o.cert, errNotLoaded, cert.Subject, fault)}
 	}
 	id, err := ima.KeyID(cert)

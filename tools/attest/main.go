@@ -1,5 +1,5 @@
 // Attest signs the files of a root filesystem image for Linux IMA and EVM, proves
-// that they are signed, and makes the keys for it.
+// that they are signed, makes the keys for it, and explains what devices prove to run.
 //
 // Standard output is the result, standard error is talk. Exit codes are part of the
 // interface: see the exit constants.
@@ -71,7 +71,8 @@ func newRoot() *cobra.Command {
 		Use:   "attest",
 		Short: "Sign the files of a Linux image for IMA and EVM, and prove it",
 		Long: `attest signs the files of a root filesystem so that the Linux kernel can refuse
-a changed one (IMA and EVM), proves that they are signed, and makes the keys.
+a changed one (IMA and EVM), proves that they are signed, and makes the keys. Of devices
+that attest to a verifier it says whether they are trusted, and why not.
 
 Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 3 authentic but not acceptable, 4 findings (unsigned, changed or missing files).`,
@@ -80,6 +81,6 @@ Exit codes: 0 good, 1 usage, I/O or internal error, 2 not authentic,
 		SilenceErrors:     true,
 		Version:           version(),
 	}
-	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newKernel(), newPackage(), newMan())
+	root.AddCommand(newSign(), newVerify(), newKeys(), newPolicy(), newKernel(), newPackage(), newAllowlist(), newFleet(), newExplain(), newMan())
 	return root
 }

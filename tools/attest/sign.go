@@ -284,7 +284,11 @@ func (o *signFlags) openSigners(ctx context.Context, opts *rootfs.SignOptions, s
 		if opts.Jobs == 0 && key.Remote {
 			opts.Jobs = remoteJobs
 		}
-		return rootfs.NewSigner(key, c, hash)
+		s, err := rootfs.NewSigner(key, key.Deterministic && !key.Remote, c, hash)
+		if err != nil {
+			return nil, fmt.Errorf("key %s: %w", key.URI, err)
+		}
+		return s, nil
 	}
 	opts.Signer, err = open(o.key, o.cert)
 	if err == nil && o.evm {

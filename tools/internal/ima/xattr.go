@@ -147,16 +147,19 @@ func (x *Xattr) Append(b []byte) []byte {
 	}
 }
 
+// keyIDSize is the length of a key id: struct signature_v2_hdr has a be32.
+const keyIDSize = 4
+
 // KeyID is the key id that a signature carries and that the kernel looks for in its
 // keyrings: the last four bytes of the certificate's SubjectKeyIdentifier. It is read
 // from the certificate and never computed, because the kernel reads it there too
 // (crypto/asymmetric_keys/x509_public_key.c).
 func KeyID(cert *x509.Certificate) (uint32, error) {
 	id := cert.SubjectKeyId
-	if len(id) < 4 {
+	if len(id) < keyIDSize {
 		return 0, fmt.Errorf("certificate %q has no SubjectKeyIdentifier", cert.Subject)
 	}
-	return binary.BigEndian.Uint32(id[len(id)-4:]), nil
+	return binary.BigEndian.Uint32(id[len(id)-keyIDSize:]), nil
 }
 
 // Version is the version in which signatures of a type are made: the one that all

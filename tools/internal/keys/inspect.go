@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
 
 // Report says what a certificate, a certificate request or a private key is, and what Linux
@@ -226,7 +228,7 @@ func (r *Report) chain(cert *x509.Certificate, roots []*x509.Certificate) {
 	if len(roots) == 0 {
 		return
 	}
-	if ca := issuer(cert, roots); ca != nil {
+	if ca := ima.Issuer(cert, roots); ca != nil {
 		r.Chain = ca.Subject.String()
 		if len(cert.AuthorityKeyId) == 0 && !ca.Equal(cert) {
 			r.note("no AuthorityKeyIdentifier: Linux before 5.18 does not find the CA")
@@ -234,17 +236,6 @@ func (r *Report) chain(cert *x509.Certificate, roots []*x509.Certificate) {
 		return
 	}
 	r.find(FindingChain, "no good signature by %s", subjects(roots))
-}
-
-// issuer returns the certificate among roots whose key signed cert, or which it is. That the
-// CA may sign certificates is for keyrings to say: CheckSignatureFrom would hide which.
-func issuer(cert *x509.Certificate, roots []*x509.Certificate) *x509.Certificate {
-	for _, ca := range roots {
-		if ca.Equal(cert) || ca.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil {
-			return ca
-		}
-	}
-	return nil
 }
 
 func subjects(certs []*x509.Certificate) string {
@@ -303,7 +294,7 @@ func AuthorityFault(cert *x509.Certificate) string {
 
 // leafFault says why cert is of no use in .ima and .evm.
 func leafFault(cert *x509.Certificate, roots []*x509.Certificate) string {
-	fault := LinkFault(cert, roots)
+	fault := ima.LinkFault(cert, roots)
 	if CheckStrength(cert.PublicKey) == nil {
 		return fault
 	}
@@ -311,32 +302,6 @@ func leafFault(cert *x509.Certificate, roots []*x509.Certificate) string {
 		return "key cannot be used"
 	}
 	return "key cannot be used, " + fault
-}
-
-// LinkFault says why the keyrings .ima and .evm refuse cert when the kernel has roots built
-// in (restrict_link_by_digsig_builtin), or why no signature would find its key there. It is
-// empty if they take it. Without roots, by whom it is signed is not looked at.
-func LinkFault(cert *x509.Certificate, roots []*x509.Certificate) string {
-	var faults []string
-	if cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		faults = append(faults, "keyUsage without digitalSignature")
-	}
-	if cert.IsCA {
-		faults = append(faults, "basicConstraints with CA:TRUE")
-	}
-	if cert.KeyUsage&x509.KeyUsageCertSign != 0 {
-		faults = append(faults, "keyUsage with keyCertSign")
-	}
-	if len(cert.SubjectKeyId) < minKeyID {
-		faults = append(faults, "no SubjectKeyIdentifier")
-	}
-	if len(roots) > 0 && issuer(cert, roots) == nil {
-		faults = append(faults, "not signed by the CA")
-	}
-	if ca := issuer(cert, roots); ca != nil && len(cert.AuthorityKeyId) > 0 && !bytes.Equal(cert.AuthorityKeyId, ca.SubjectKeyId) {
-		faults = append(faults, "AuthorityKeyIdentifier is not the CA's SubjectKeyIdentifier")
-	}
-	return strings.Join(faults, ", ")
 }
 
 func usage(cert *x509.Certificate) []string {

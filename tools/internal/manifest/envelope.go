@@ -4,23 +4,19 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-
-	"github.com/sigstore/sigstore/pkg/signature"
-	"github.com/sigstore/sigstore/pkg/signature/options"
 )
 
 // The envelope is DSSE's (github.com/secure-systems-lab/dsse, envelope.md), in the very
 // bytes that its Go implementation marshals. sigstore's own dsse package is not used
 // outside tests: it holds payload, base64 and PAE in memory at once, three times a file
 // that may have 1 GiB and that nobody has authenticated yet. What it wraps, sigstore's
-// signature.Verifier, takes a digest, and that can be computed from a stream.
+// signature.Verifier, takes a digest, and that can be computed from a stream (see key.go).
 const (
 	payloadType  = "application/vnd.in-toto+json"
 	envelopeHead = `{"payloadType":"` + payloadType + `","payload":"`
@@ -138,34 +134,6 @@ func (x *exactReader) Read(p []byte) (int, error) {
 // pae starts h with what DSSE signs before a payload of size bytes (protocol.md, PAE).
 func pae(h io.Writer, size int64) {
 	fmt.Fprintf(h, "DSSEv1 %d %s %d ", len(payloadType), payloadType, size)
-}
-
-// verifier checks signatures of one certificate's key.
-type verifier struct {
-	cert *x509.Certificate
-	hash crypto.Hash
-	v    signature.Verifier
-}
-
-// newVerifier takes the hash that sigstore signs with by default for the certificate's
-// key: RSA and P-256 with SHA-256, P-384 with SHA-384, P-521 with SHA-512.
-func newVerifier(cert *x509.Certificate) (*verifier, error) {
-	d, err := signature.GetDefaultAlgorithmDetails(cert.PublicKey)
-	if err == nil && !d.GetHashType().Available() { // Ed25519 takes no digest, so nothing can be streamed
-		err = errors.New("unsupported public key type")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("use certificate %q: %s key: %w", cert.Subject, cert.PublicKeyAlgorithm, err)
-	}
-	v, err := signature.LoadVerifier(cert.PublicKey, d.GetHashType())
-	if err != nil {
-		return nil, fmt.Errorf("use certificate %q: %w", cert.Subject, err)
-	}
-	return &verifier{cert, d.GetHashType(), v}, nil
-}
-
-func (v *verifier) verify(digest, sig []byte) error {
-	return v.v.VerifySignature(bytes.NewReader(sig), bytes.NewReader(nil), options.WithDigest(digest))
 }
 
 // authenticate returns the first of vs that made one of the signatures.

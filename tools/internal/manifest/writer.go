@@ -15,8 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-
-	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 )
 
 // Writer makes a manifest. Its use is Create, Add for each entry, Commit; and Abort at
@@ -199,7 +197,7 @@ func (w *Writer) sign(signer crypto.Signer, cert *x509.Certificate) (*dsseSignat
 		return nil, fmt.Errorf("verify signature just made with certificate %q: %w", cert.Subject, err)
 	}
 	// sigstore's verifiers pass over signatures whose key id is neither empty nor this.
-	id, err := dsse.SHA256KeyID(cert.PublicKey)
+	id, err := keyID(cert.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("compute key id: %w", err)
 	}

@@ -89,7 +89,7 @@ func newPair(t testing.TB, kind string) pair {
 
 func (p pair) signer(t testing.TB, hash ima.HashAlgo) *Signer {
 	t.Helper()
-	s, err := NewSigner(p.key, p.cert, hash)
+	s, err := NewSigner(p.key, p.key.Deterministic && !p.key.Remote, p.cert, hash)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
@@ -8,13 +9,12 @@ import (
 	"fmt"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
-	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 )
 
 // Signer makes the labels of one key.
 type Signer struct {
-	key   *keys.Key
+	key   crypto.Signer
 	cert  *x509.Certificate
 	keyID uint32
 	hash  ima.HashAlgo
@@ -24,18 +24,19 @@ type Signer struct {
 }
 
 // NewSigner tries the key: it makes one signature and verifies it with the
-// certificate, so that a key that cannot sign is found before a file is touched.
-func NewSigner(key *keys.Key, cert *x509.Certificate, hash ima.HashAlgo) (*Signer, error) {
+// certificate, so that a key that cannot sign is found before a file is touched. repeats
+// says that it is at hand and signs the same bytes alike each time.
+func NewSigner(key crypto.Signer, repeats bool, cert *x509.Certificate, hash ima.HashAlgo) (*Signer, error) {
 	id, err := ima.KeyID(cert)
 	if err != nil {
 		return nil, err
 	}
 	s := &Signer{key: key, cert: cert, keyID: id, hash: hash}
 	if _, ok := cert.PublicKey.(*ecdsa.PublicKey); ok {
-		s.resign = key.Deterministic && !key.Remote
+		s.resign = repeats
 	}
 	if _, err := s.probe(ima.Signature); err != nil {
-		return nil, fmt.Errorf("key %s: %w", key.URI, err)
+		return nil, err
 	}
 	return s, nil
 }

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
-	"github.com/meta-attest/meta-attest/tools/internal/keys"
 )
 
 // ErrUntrusted means that the kernel would not load a certificate under the CAs.
@@ -33,7 +32,7 @@ func NewTrust(cas, certs []*x509.Certificate) (*Trust, error) {
 		if err != nil {
 			return nil, err
 		}
-		if fault := keys.LinkFault(c, cas); len(cas) > 0 && fault != "" {
+		if fault := ima.LinkFault(c, cas); len(cas) > 0 && fault != "" {
 			return nil, fmt.Errorf("%q: %w: %s", c.Subject, ErrUntrusted, fault)
 		}
 		t.byID[id] = append(t.byID[id], c)
@@ -96,7 +95,7 @@ func (t *Tree) Certificates(cas []*x509.Certificate) (certs []*x509.Certificate,
 		rel := path.Join(certificateDir, name)
 		cert, err := t.certificate(rel)
 		if err == nil {
-			if fault := keys.LinkFault(cert, cas); fault != "" {
+			if fault := ima.LinkFault(cert, cas); fault != "" {
 				err = errors.New(fault)
 			}
 		}

@@ -1,0 +1,57 @@
+# What it reports to is in attest-agent-conf, so that one build of the program serves all machines of an
+# architecture.
+SUMMARY = "Proves to a verifier what this device runs"
+DESCRIPTION = "Sends TPM quotes and the kernel's measurement list to an attest-verifier, or to Keylime's; verifies the running system without a network; explains what is missing. It has no open port."
+HOMEPAGE = "https://github.com/meta-attest/meta-attest"
+SECTION = "security"
+LICENSE = "MIT"
+LIC_FILES_CHKSUM = "file://src/${GO_IMPORT}/COPYING.MIT;md5=fff198021500c834bee15c1eb026ecf5"
+
+require recipes/attest/attest-go-mods.inc
+require recipes/attest/attest-licenses.inc
+
+# As in attest: the sources lie beside the recipe.
+# nooelint: oelint.vars.fileextrapaths oelint.vars.outofcontext
+FILESEXTRAPATHS:prepend := "${ATTEST_BASE}:"
+IN_SOURCE = "subdir=${BP}/src/${GO_IMPORT}"
+SRC_URI += "\
+    file://COPYING.MIT;${IN_SOURCE} \
+    file://go.mod;${IN_SOURCE} \
+    file://go.sum;${IN_SOURCE} \
+    file://tools/attest-agent;${IN_SOURCE} \
+    file://tools/internal;${IN_SOURCE} \
+    "
+S = "${UNPACKDIR}/${BP}"
+
+GO_IMPORT = "github.com/meta-attest/meta-attest"
+GO_INSTALL = "${GO_IMPORT}/tools/attest-agent"
+
+inherit attest-go features_check systemd useradd
+REQUIRED_DISTRO_FEATURES = "integrity"
+
+# A static program that needs nothing of the image; see attest.
+CGO_ENABLED = "0"
+GOBUILDFLAGS:remove:class-target = "-buildmode=pie"
+GO_LINKSHARED = ""
+GO_RPATH = ""
+GO_LINUXLOADER = ""
+GO_EXTRA_LDFLAGS += "-buildid="
+# Inlining costs half a megabyte and HTTP/2 another, and neither helps one request a minute.
+GOBUILDFLAGS:append = " -tags=nethttpomithttp2 -gcflags=all=-l"
+
+SYSTEMD_SERVICE:${PN} = "attest-agent.service"
+
+# Whom the agent becomes once the TPM and the kernel's lists are open.
+USERADD_PACKAGES = "${PN}"
+USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir ${localstatedir}/lib/attest-agent --shell /sbin/nologin attest"
+
+do_install() {
+    source=${S}/src/${GO_IMPORT}/tools/attest-agent
+    install -D -m 0755 ${B}/${GO_BUILD_BINDIR}/attest-agent ${D}${bindir}/attest-agent
+    install -D -m 0644 $source/attest-agent.1 ${D}${mandir}/man1/attest-agent.1
+    if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
+        install -D -m 0644 $source/attest-agent.service ${D}${systemd_system_unitdir}/attest-agent.service
+    fi
+}
+
+RRECOMMENDS:${PN} = "attest-agent-conf"

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+)
+
+// agent is the program at work.
+type agent struct {
+	config *Config
+	folder *folder
+	device *device
+	client *client
+	state  *State
+	in     *invocation
+	notify *notifier
+}
+
+// newAgent opens everything, and has an attestation key loaded.
+func newAgent(c *Config, in *invocation) (*agent, error) {
+	if err := c.network(); err != nil {
+		return nil, err
+	}
+	a := &agent{config: c, in: in}
+	var err error
+	if a.client, err = newClient(c); err != nil {
+		return nil, err
+	}
+	if a.folder, err = openFolder(c.get("state_dir")); err != nil {
+		return nil, err
+	}
+	if a.state, err = a.folder.state(); err != nil {
+		return nil, err
+	}
+	a.device, err = openDevice(c, a.folder)
+	return a, err
+}
+
+func (a *agent) close() {
+	if a.device != nil {
+		a.device.close()
+	}
+	if a.folder != nil {
+		a.folder.close()
+	}
+}
+
+// enrolled says whether this key was registered there under this id.
+func (a *agent) enrolled() bool {
+	id := a.config.get("id")
+	return a.state.ID != "" && (id == "" || id == a.state.ID) &&
+		a.state.Key == a.device.keyName() && a.state.Registrar == a.config.registrar.String()
+}
+
+// enrol registers the keys and proves that both are in one TPM. To do so again changes
+// nothing, at either end.
+func (a *agent) enrol(ctx context.Context) error {
+	ek, err := a.device.tpm.EK(a.config.get("ek"))
+	if err != nil {
+		return err
+	}
+	defer ek.Close()
+	id := a.config.get("id")
+	if id == "" {
+		public, err := evidence.ParseEK(ek.Public)
+		if err != nil {
+			return err
+		}
+		if id, err = public.ID(); err != nil {
+			return err
+		}
+	}
+	r := evidence.Registration{AK: a.device.ak.Public(), EK: ek.Public}
+	ders, err := evidence.CutCertificates(append(ek.Certificate[:len(ek.Certificate):len(ek.Certificate)], ek.Chain...))
+	if err != nil {
+		return fmt.Errorf("read EK certificate: %w", err)
+	}
+	if len(ders) > 0 {
+		text := evidence.FormatCertificates(ders)
+		r.EKCert = &text
+	}
+	version, err := a.client.version(ctx)
+	if err != nil {
+		return err
+	}
+	path := "/" + version + "/agents/" + id
+	challenge, err := results[evidence.Challenge](ctx, a.client, request{what: whatRegister, method: http.MethodPost, path: path}, r)
+	if err != nil {
+		return err
+	}
+	idObject, secret, err := challenge.Credential()
+	if err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	plain, err := ek.Activate(a.device.ak, idObject, secret)
+	if err != nil {
+		return err
+	}
+	if _, err := results[evidence.Empty](ctx, a.client, request{what: "activate", method: http.MethodPut, path: path + "/activate"},
+		evidence.Activation{AuthTag: evidence.AuthTag(plain, id)}); err != nil {
+		return err
+	}
+	if a.device.next {
+		if err := a.folder.adoptKey(); err != nil {
+			return err
+		}
+		a.device.next = false
+	}
+	if a.state.ID != id {
+		a.state.Verdict, a.state.Since, a.state.Attested = nil, time.Time{}, time.Time{}
+	}
+	a.state.ID, a.state.Key, a.state.Registrar = id, a.device.keyName(), a.config.registrar.String()
+	return a.folder.save(a.state)
+}
+
+func runEnrol(ctx context.Context, in *invocation) error {
+	fs := newFlags("enrol", "Makes the attestation key, registers it and the TPM's endorsement key, and proves that one TPM\nholds both. To do so again is harmless: a good key is never replaced unless told.")
+	cf := addConfigFlags(fs)
+	fresh := fs.Bool("new-key", false, "make another attestation key, and put the old one aside once the registrar took it")
+	if err := fs.parse(in); err != nil {
+		return err
+	}
+	c, err := cf.load(os.Environ())
+	if err != nil {
+		return err
+	}
+	a, err := newAgent(c, in)
+	if a != nil {
+		defer a.close()
+	}
+	if err != nil {
+		return err
+	}
+	if *fresh {
+		err = a.device.candidateKey()
+	} else {
+		_, err = a.device.ensureKey()
+	}
+	if err == nil {
+		err = a.enrol(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(in.stdout, "enrolled %s at %s with key %s\n", a.state.ID, a.config.registrar, a.state.Key)
+	return err
+}

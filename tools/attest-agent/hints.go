@@ -1,0 +1,65 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+
+	"github.com/meta-attest/meta-attest/tools/internal/tpm"
+)
+
+// Errors that a person can mend.
+var (
+	errNoVerifier  = errors.New("no verifier_url is set")
+	errNoCA        = errors.New("no ca is set")
+	errBusy        = errors.New("another attest-agent uses this state folder")
+	errNotEnrolled = errors.New("this device is not enrolled")
+	errNoList      = errors.New("the kernel gives no measurement list")
+	errNoUser      = errors.New("there is no such user")
+)
+
+// hints maps the errors that a person can mend to what mends them.
+var hints = []struct {
+	err  error
+	hint string
+}{
+	{errNoVerifier, `write verifier_url = "https://HOST:8881" into /etc/attest/agent.toml`},
+	{errNoCA, `copy the CA certificate of the verifier to the device and write ca = "/etc/attest/ca.crt" into /etc/attest/agent.toml`},
+	{errBusy, "stop it first: systemctl stop attest-agent"},
+	{errNotEnrolled, "attest-agent enrol"},
+	{errNoList, "mount securityfs (mount -t securityfs securityfs /sys/kernel/security), run as root, and boot a kernel with CONFIG_IMA=y"},
+	{errNoTrust, "give --cert FILE, or put the certificate into /etc/keys"},
+	{errNoUser, `make it (useradd --system attest), or set user = "" to stay the user that started the agent`},
+	{tpm.ErrAbsent, "attest-agent doctor"},
+	{tpm.ErrDenied, "run as root, or as a user of the group tss"},
+	{tpm.ErrForeign, "make a new key and enrol it: attest-agent enrol --new-key"},
+}
+
+// hintFor returns the hint for the first known error in err's tree, or "".
+func hintFor(err error) string {
+	for _, h := range hints {
+		if errors.Is(err, h.err) {
+			return h.hint
+		}
+	}
+	var status *statusError
+	if errors.As(err, &status) && status.what == whatRegister && status.status == http.StatusForbidden {
+		return "where the TPM or its key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
+	}
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var name x509.HostnameError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &unknown):
+		return "set ca to the certificate that signed the server's"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "look at the clock of this device (date), and at the server's certificate"
+	case errors.As(err, &name):
+		return "use a name in verifier_url that stands in the server's certificate"
+	case errors.As(err, &record):
+		return "the server does not speak TLS there: look at the port in verifier_url and registrar_url"
+	}
+	return ""
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/server"
+)
+
+func fast(o *server.Options) { o.Interval = 2 * time.Second }
+
+// TestRun is the loop: it enrols by itself, prints each change of the verdict, and lives
+// through kill -9 of itself, a verifier that is gone for a while, and one that forgot it.
+func TestRun(t *testing.T) {
+	v := newVerifier(t, fast)
+	m := newMachine(t, v)
+	m.run("/sbin/init")
+	p := m.startAgent()
+	p.expect("enrolled ")
+	p.expect("verdict: unverified")
+	id, key := m.state().ID, m.key()
+	v.allow(id, "/sbin/init", "/bin/sh")
+	p.expect("verdict: trusted")
+
+	v.stop()
+	p.expect("attestation failed, trying again in ")
+	v.start()
+	p.expect("attesting again")
+
+	p.kill(m)
+	p = m.startAgent()
+	p.attestsAgain(m)
+	if m.key() != key || m.state().ID != id {
+		t.Error("a restart changed the key or the id")
+	}
+
+	v.api("DELETE", "/devices/"+id, nil, http.StatusNoContent)
+	p.expect("enrolled " + id)
+	p.expect("verdict: unverified")
+	if m.key() != key {
+		t.Error("to enrol again changed the key")
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
+// TestKilledWhileEnrolling kills the agent at many moments of its first minutes: whatever
+// was done, the key that was saved stays, and enrolment is completed.
+func TestKilledWhileEnrolling(t *testing.T) {
+	v := newVerifier(t, fast)
+	m := newMachine(t, v)
+	key := ""
+	for wait := time.Duration(0); wait < 240*time.Millisecond; wait += 12 * time.Millisecond {
+		p := m.startAgent()
+		time.Sleep(wait)
+		p.kill(m)
+		if _, err := os.Stat(filepath.Join(m.dir, "state", keyFile)); err == nil {
+			if key != "" && m.key() != key {
+				t.Fatal("the key was lost")
+			}
+			key = m.key()
+		}
+	}
+	m.call(0, "enrol")
+	if key != "" && m.key() != key {
+		t.Error("the key was lost")
+	}
+	m.call(exitUntrusted, "run", "--once") // unverified: there is no policy
+}
+
+// TestForeignTPM: with another TPM the device is another device, and the old key is kept.
+func TestForeignTPM(t *testing.T) {
+	v := newVerifier(t, fast)
+	m, other := newMachine(t, v), newMachine(t, v)
+	m.call(0, "enrol")
+	id := m.state().ID
+	m.tpm, m.list = other.tpm, other.list
+	m.call(exitUntrusted, "run", "--once")
+	if m.state().ID == id {
+		t.Error("another TPM attests under the first one's id")
+	}
+	if old, err := filepath.Glob(filepath.Join(m.dir, "state", "ak-*.old")); err != nil || len(old) != 1 {
+		t.Errorf("the first TPM's key was not kept: %v, %v", old, err)
+	}
+}
+
+// TestStateFolder: it is the agent's alone, one agent's at a time, and what is in it may be
+// damaged.
+func TestStateFolder(t *testing.T) {
+	v := newVerifier(t, fast)
+	m := newMachine(t, v)
+	m.call(0, "enrol")
+	dir := filepath.Join(m.dir, "state")
+	for name, want := range map[string]os.FileMode{"": 0o700, keyFile: 0o600, stateFile: 0o600} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%q: %v, %v, want %v", name, info.Mode(), err, want)
+		}
+	}
+	held, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := m.call(exitError, "enrol"); !strings.Contains(out, errBusy.Error()) {
+		t.Errorf("a held folder: %s", out)
+	}
+	held.close()
+	for _, damage := range []string{"", "{", `{"schema":"other"}`, `{"schema":"` + schemaState + `","boot":7}`} {
+		if err := os.WriteFile(filepath.Join(dir, stateFile), []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.call(0, "enrol")
+	}
+	key := m.key()
+	if err := os.Truncate(filepath.Join(dir, keyFile), 40); err != nil {
+		t.Fatal(err)
+	}
+	m.call(exitError, "enrol")
+	if out := m.call(exitError, "enrol", "--new-key"); !strings.Contains(out, "attest fleet delete") {
+		t.Errorf("a second key for an enrolled device: %s", out)
+	}
+	v.api("DELETE", "/devices/"+m.state().ID, nil, http.StatusNoContent)
+	m.call(0, "enrol", "--new-key")
+	if m.key() == key {
+		t.Error("the key is the old one")
+	}
+	m.call(exitUntrusted, "run", "--once")
+}
+
+// TestWrongServer: a server with a certificate of somebody else is told nothing.
+func TestWrongServer(t *testing.T) {
+	v, other := newVerifier(t), newVerifier(t)
+	m := newMachine(t, v)
+	v.ca = other.ca
+	if out := m.call(exitError, "enrol"); !strings.Contains(out, "unknown authority") || !strings.Contains(out, "hint: set ca") {
+		t.Errorf("enrol said: %s", out)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	v := newVerifier(t)
+	m := newMachine(t, v)
+	result := func(wantCode int) map[string]finding {
+		var doc struct {
+			Schema   string
+			Findings []finding
+		}
+		out := m.callOut(wantCode, "doctor", "--json")
+		if err := json.Unmarshal([]byte(out), &doc); err != nil || doc.Schema != "attest.doctor/v1" {
+			t.Fatalf("%v: %s", err, out)
+		}
+		all := map[string]finding{}
+		for _, f := range doc.Findings {
+			all[f.Check] = f
+			if (f.Result == resultFail) != (f.Result != resultOK && f.Result != resultNote) || f.Result == resultFail && f.Mend == "" {
+				t.Errorf("finding %+v", f)
+			}
+		}
+		return all
+	}
+	before := result(exitFindings)
+	for check, want := range map[string]string{"kernel": resultOK, "template": resultOK, "tpm": resultOK, "pcr banks": resultOK, "ek": resultOK,
+		"ak": resultFail, "agent": resultFail, "policy": resultFail, "verifier": resultOK, "registrar": resultOK, "clock": resultOK} {
+		if got := before[check]; got.Result != want {
+			t.Errorf("before enrolment: %+v, want %s", got, want)
+		}
+	}
+	m.call(0, "enrol")
+	m.run("/sbin/init")
+	for check, f := range result(0) {
+		if f.Result == resultFail {
+			t.Errorf("%s: %+v", check, f)
+		}
+	}
+	v.stop()
+	after := result(exitFindings)
+	if after["verifier"].Result != resultFail || after["registrar"].Result != resultFail {
+		t.Errorf("without a server: %+v", after)
+	}
+}

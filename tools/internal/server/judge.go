@@ -1,0 +1,301 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/appraise"
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/store"
+)
+
+// outcome is what a device is told.
+type outcome struct {
+	index   int64
+	status  store.Status
+	verdict *evidence.Verdict
+	system  evidence.SystemInfo
+	again   bool // at once, with the list from its beginning
+}
+
+// judgeFunc is appraise.Appraise; a test puts one that panics here.
+type judgeFunc func(*evidence.Claims, *appraise.Reference, appraise.State) (appraise.Verdict, appraise.State, error)
+
+var appraised judgeFunc = appraise.Appraise
+
+// maxRetries is how often evidence is judged anew because the state changed meanwhile.
+const maxRetries = 4
+
+// decide judges collected evidence and stores what came of it. The challenge is used up
+// by that, whatever the verdict.
+func (s *Server) decide(c *call, collected *evidence.Collected) (*outcome, error) {
+	for try := 0; ; try++ {
+		st, err := s.Store.State(c.Context(), c.who.device, c.now)
+		if err != nil {
+			return nil, err
+		}
+		asked, err := c.asked(st)
+		if err != nil {
+			return nil, err
+		}
+		out, err := s.decideOnce(c, st, asked, collected)
+		if !errors.Is(err, store.ErrConflict) || try == maxRetries {
+			return out, err
+		}
+	}
+}
+
+// asked is what the device answers to, if it does in time.
+func (c *call) asked(st *store.State) (*evidence.Requests, error) {
+	i := c.PathValue("index")
+	if st.Pending == nil || !st.Pending.Expires.After(c.now) || i != "latest" && i != fmt.Sprint(st.Pending.Index) {
+		return nil, store.ErrPending
+	}
+	p, err := decodeState[pending](st.Pending.Body)
+	if err != nil {
+		return nil, err
+	}
+	if p.Whole {
+		return nil, store.ErrPending
+	}
+	return &p.Asked, nil
+}
+
+func (s *Server) decideOnce(c *call, st *store.State, asked *evidence.Requests, collected *evidence.Collected) (*outcome, error) {
+	k, err := decodeState[known](st.Evidence)
+	if err != nil {
+		return nil, err
+	}
+	if asked.Whole() {
+		leave, err := s.enterReplay(c.Context())
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+	}
+	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: *asked, Collected: *collected, Known: k.State}
+	j := s.weigh(c.Context(), st, b)
+	out := &outcome{index: st.Pending.Index, system: asked.System, status: j.status}
+	if j.whole {
+		return s.askWhole(c, st, out, j)
+	}
+	return out, s.keep(c, st, b, k, j, out)
+}
+
+// enterReplay waits for one of the places in which whole lists are judged, so that a fleet
+// that boots at once leaves the processors to those that go on. Who finds the queue full
+// comes again later.
+func (s *Server) enterReplay(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.queue <- struct{}{}:
+		defer func() { <-s.queue }()
+	default:
+		return nil, later(http.StatusServiceUnavailable, "busy", "too many devices attest a whole boot at once", 5*time.Second+rand.N(20*time.Second))
+	}
+	select {
+	case s.replays <- struct{}{}:
+		return func() { <-s.replays }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// judgement is what Verify and Appraise made of evidence.
+type judgement struct {
+	status   store.Status
+	verdict  appraise.Verdict
+	claims   *evidence.Claims // nil if the evidence is not authentic
+	evidence evidence.State
+	appraise []byte
+	whole    bool // nothing was judged: the list is needed from its beginning
+	gap      bool // what the evidence claims was not appraised
+}
+
+// weigh calls Verify and Appraise. Whatever they do, and be it to panic, the result is
+// trusted only if both of them said so.
+func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle) (j judgement) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.metrics.panics.Add(1)
+			s.Log.Error("panic while judging", "device", st.Device, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			j = unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+		}
+	}()
+	j.evidence, j.appraise = b.Known, st.Appraise
+	ak, err := s.aks.parse(b.AK)
+	if err != nil {
+		return refused(j, err)
+	}
+	claims, next, err := b.VerifyWith(ak)
+	if err != nil {
+		return refused(j, err)
+	}
+	j.claims, j.evidence = claims, next
+	ref, err := s.refs.of(ctx, st.Policies)
+	if err != nil {
+		s.Log.Error("compile policy", "device", st.Device, "error", err)
+		return unjudged(j, st, codePolicy, "the policy cannot be used; the verifier's log says more")
+	}
+	var prev appraise.State
+	if len(st.Appraise) > 0 {
+		if err := prev.UnmarshalBinary(st.Appraise); err != nil {
+			s.Log.Error("read stored state", "device", st.Device, "error", err)
+			prev = appraise.State{}
+		}
+	}
+	v, after, err := s.judge(claims, ref.compiled(), prev)
+	if errors.Is(err, appraise.ErrNeedWhole) {
+		j.whole, j.verdict = true, v
+		return j
+	}
+	if err != nil {
+		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+	}
+	j.status, j.verdict = store.Status(v.Status), v
+	if j.appraise, err = after.MarshalBinary(); err != nil {
+		s.Log.Error("write state", "device", st.Device, "error", err)
+		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+	}
+	return j
+}
+
+// Codes of the server's own.
+const (
+	codeInternal appraise.Code = "internal" // a fault of the verifier
+	codePolicy   appraise.Code = "policy"   // the policy cannot be compiled
+)
+
+// unjudged is never green. The list is asked for from its beginning, as what was claimed
+// of it was not appraised.
+func unjudged(j judgement, st *store.State, code appraise.Code, why string) judgement {
+	return judgement{status: store.Unverified, verdict: appraise.Unjudged(code, why), claims: j.claims, evidence: j.evidence, appraise: st.Appraise, gap: true}
+}
+
+// refused is the judgement of evidence that is not authentic.
+func refused(j judgement, err error) judgement {
+	j.verdict, j.status = appraise.Refused(err), store.Broken
+	switch evidence.CodeOf(err) {
+	case evidence.CodeReboot:
+		j.whole = true // honest: it booted between the challenge and the quote, or before
+	case evidence.CodeExpectation:
+		j.status = store.Unverified // the verifier's fault
+		j.verdict.Status = appraise.Unverified
+	default:
+		j.verdict.Status = appraise.Status(store.Broken)
+	}
+	return j
+}
+
+// askWhole uses the challenge up and leaves a note to ask for everything. The verdict
+// stays what it was, and becomes overdue if nothing follows.
+func (s *Server) askWhole(c *call, st *store.State, out *outcome, j judgement) (*outcome, error) {
+	note, err := json.Marshal(pending{Whole: true})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Store.Negotiate(c.Context(), st.Device, note, c.now.Add(s.ChallengeLifetime)); err != nil {
+		return nil, err
+	}
+	out.again, out.status = true, st.Verdict.Status
+	out.verdict = &evidence.Verdict{State: string(st.Verdict.Status), Reasons: told(j.verdict)}
+	return out, nil
+}
+
+// keep stores a judgement, in one transaction with the counters of the quote.
+func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j judgement, out *outcome) error {
+	r := store.Result{Status: j.status, Codes: codesOf(j.verdict), Fitted: j.verdict.Release, At: c.now, Due: c.now.Add(s.due()),
+		Appraise: j.appraise, Index: st.Pending.Index}
+	if j.status != store.Trusted {
+		r.Fitted = ""
+	}
+	var err error
+	if r.Detail, err = detailOf(j.verdict); err != nil {
+		return err
+	}
+	next := known{State: j.evidence, Boot: b.Asked.System.BootTime, Whole: j.claims == nil || j.gap}
+	if j.claims != nil {
+		clock := j.claims.Clock()
+		r.Counters = &store.Counters{Reset: clock.ResetCount, Restart: clock.RestartCount, Clock: clock.Milliseconds}
+	} else {
+		next.Boot = k.Boot
+	}
+	if r.Evidence, err = json.Marshal(next); err != nil {
+		return err
+	}
+	if st.Verdict.Status != j.status || st.Verdict.Codes != r.Codes {
+		if r.Raw, err = json.Marshal(b); err != nil {
+			return err
+		}
+	}
+	event, err := s.Store.Attest(c.Context(), st, r)
+	if err != nil {
+		return err
+	}
+	if event != nil {
+		s.Log.Info("verdict changed", "device", st.Device, "from", st.Verdict.Status, "to", j.status, "codes", r.Codes,
+			"release", r.Fitted, "event", event.Seq)
+	}
+	out.verdict = &evidence.Verdict{State: string(j.status), Reasons: told(j.verdict)}
+	return nil
+}
+
+// codesOf are the codes of the reasons, sorted, each once.
+func codesOf(v appraise.Verdict) string {
+	var codes []string
+	for _, r := range v.Reasons {
+		codes = append(codes, string(r.Code))
+	}
+	slices.Sort(codes)
+	return strings.Join(slices.Compact(codes), " ")
+}
+
+// detailOf is the verdict as JSON, with fewer reasons where they are too long to be stored.
+func detailOf(v appraise.Verdict) (json.RawMessage, error) {
+	for {
+		b, err := json.Marshal(v)
+		if err != nil || len(b) <= store.MaxDetail {
+			return b, err
+		}
+		if len(v.Reasons) < 2 {
+			return nil, fmt.Errorf("verdict of %d bytes is too large", len(b))
+		}
+		half := len(v.Reasons) / 2
+		v.Omitted += len(v.Reasons) - half
+		v.Reasons = v.Reasons[:half]
+		v.Notes = v.Notes[:min(len(v.Notes), half)]
+	}
+}
+
+const maxTold = 16 // reasons that a device is told
+
+// told is what a device hears: which of its files, not what was expected instead.
+func told(v appraise.Verdict) []evidence.Reason {
+	var reasons []evidence.Reason
+	for _, r := range v.Reasons[:min(len(v.Reasons), maxTold)] {
+		reasons = append(reasons, evidence.Reason{Code: string(r.Code), Path: r.Path, Detail: r.Advice})
+	}
+	return reasons
+}
+
+// toldVerdict is what was told with a verdict that is stored.
+func toldVerdict(status store.Status, detail json.RawMessage) *evidence.Verdict {
+	var v appraise.Verdict
+	if err := json.Unmarshal(detail, &v); err != nil {
+		return &evidence.Verdict{State: string(status)}
+	}
+	return &evidence.Verdict{State: string(status), Reasons: told(v)}
+}
+
+// jsonOf is for what cannot fail to be JSON.
+func jsonOf(v map[string]string) string {
+	b, _ := json.Marshal(v) // strings always are
+	return string(b)
+}

@@ -1,0 +1,176 @@
+// Package server is the network side of registrar and verifier: Keylime's registrar API 2.x
+// and push attestation 3.0 for devices, and an API of its own for operators.
+//
+// One table (routes.go) says of each route who may call it; a request reaches a handler
+// only when its caller was established. Facts are in the store and none in memory, so a
+// server may be killed at any moment and any number may share one database; what is kept
+// here are compiled policies, and counts that bound what a stranger can cost.
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/store"
+)
+
+// Options are what a Server is made of. Zero values of numbers and durations stand for
+// the defaults of [New].
+type Options struct {
+	Store *store.Store
+	Log   *slog.Logger
+
+	// ClientCA are the issuers of operators' client certificates; empty: tokens only. The
+	// role is the certificate's organizational unit, "operator" or "admin".
+	ClientCA []*x509.Certificate
+
+	EKCA     *evidence.CAStore // certificates of TPM manufacturers; nil: none can be verified
+	TOFU     bool              // enrol a TPM whose certificate cannot be verified, with an alarm
+	AnyID    bool              // a device may choose its id; else it is the hash of its EK
+	Releases []*x509.Certificate
+	// Policies are assigned to a device that no operator has named before it enrols.
+	Policies []string
+
+	Interval          time.Duration // between attestations of a device
+	Grace             int           // intervals after which a device is overdue
+	ChallengeLifetime time.Duration
+	SessionLifetime   time.Duration
+	KeepTrusted       time.Duration // evidence of events that left a device trusted
+	KeepOthers        time.Duration // all other evidence
+
+	Limits Limits
+
+	Now func() time.Time // nil: time.Now
+}
+
+// Limits bound what one client, or all of them, can cost.
+type Limits struct {
+	Connections     int   // all together, on one listener
+	ConnectionsIP   int   // from one address
+	RequestsIP      int   // unproven requests a minute from one address
+	RequestsDevice  int   // a minute from one device; never less than the interval needs
+	Replays         int   // judgements of a whole list at a time
+	ReferenceMemory int64 // bytes of compiled policies
+}
+
+func (o *Options) defaults() {
+	set(&o.Interval, time.Minute)
+	set(&o.Grace, 3)
+	set(&o.ChallengeLifetime, 5*time.Minute)
+	set(&o.SessionLifetime, time.Hour)
+	set(&o.KeepTrusted, 7*24*time.Hour)
+	set(&o.KeepOthers, 90*24*time.Hour)
+	set(&o.Limits.Connections, 20_000)
+	set(&o.Limits.ConnectionsIP, 1_000)
+	set(&o.Limits.RequestsIP, 600)
+	set(&o.Limits.RequestsDevice, 60)
+	// An attestation is two requests; with sessions and repetitions it is never thrice that.
+	o.Limits.RequestsDevice = max(o.Limits.RequestsDevice, int(6*time.Minute/o.Interval))
+	set(&o.Limits.Replays, 4)
+	set(&o.Limits.ReferenceMemory, 512<<20)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+func set[T comparable](to *T, value T) {
+	var zero T
+	if *to == zero {
+		*to = value
+	}
+}
+
+// Server answers requests. Its methods may be called from many goroutines.
+type Server struct {
+	Options
+	operators *x509.CertPool
+	refs      *references
+	aks       *akCache
+	judge     judgeFunc
+
+	byIP     *buckets
+	byDevice *buckets
+	busy     *inFlight
+	bodies   chan struct{} // large bodies that are being read
+	queue    chan struct{} // whole lists that wait to be judged
+	replays  chan struct{} // and that are
+	metrics  *metrics
+}
+
+// New returns a server. It opens nothing; see [Server.Handler] and [Listen].
+func New(o Options) (*Server, error) {
+	o.defaults()
+	if o.Store == nil {
+		return nil, errors.New("new server: no store")
+	}
+	s := &Server{
+		Options: o, judge: appraised,
+		byIP: newBuckets(o.Limits.RequestsIP), byDevice: newBuckets(o.Limits.RequestsDevice), busy: newInFlight(),
+		bodies: make(chan struct{}, 4*o.Limits.Replays), queue: make(chan struct{}, 16*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
+		metrics: newMetrics(), aks: newAKCache(),
+	}
+	s.refs = newReferences(o.Store, o.Releases, o.Limits.ReferenceMemory, o.Now)
+	if len(o.ClientCA) > 0 {
+		s.operators = x509.NewCertPool()
+		for _, c := range o.ClientCA {
+			s.operators.AddCert(c)
+		}
+	}
+	return s, nil
+}
+
+// Run does what is due without a request, until ctx ends: it notes devices that became
+// overdue, and forgets what is older than it has to be. An error of the database is logged
+// and the work tried again; no verdict depends on it.
+func (s *Server) Run(ctx context.Context) {
+	sweep, prune := time.NewTicker(10*time.Second), time.NewTicker(time.Hour)
+	defer sweep.Stop()
+	defer prune.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sweep.C:
+			s.sweep(ctx)
+		case <-prune.C:
+			s.prune(ctx)
+		}
+	}
+}
+
+const batch = 1000 // rows of one transaction
+
+func (s *Server) sweep(ctx context.Context) {
+	for ctx.Err() == nil {
+		events, err := s.Store.SweepOverdue(ctx, s.Now(), batch, nil)
+		for _, e := range events {
+			s.Log.Warn("device overdue", "device", e.Device, "event", e.Seq)
+		}
+		if err != nil {
+			s.Log.Error("sweep overdue devices", "error", err)
+		}
+		if err != nil || len(events) < batch {
+			return
+		}
+	}
+}
+
+func (s *Server) prune(ctx context.Context) {
+	for ctx.Err() == nil {
+		now := s.Now()
+		n, err := s.Store.Prune(ctx, now.Add(-s.KeepTrusted), now.Add(-s.KeepOthers), now, batch)
+		if err != nil {
+			s.Log.Error("prune", "error", err)
+		}
+		if err != nil || n == 0 {
+			return
+		}
+	}
+}
