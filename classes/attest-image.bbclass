@@ -17,6 +17,9 @@
 #                            action = "skip"
 # ATTEST_POLICY          IMA policy that the image gets, a name (attest policy list) or a path. The default is
 #                        "appraise-executables", or for settings of meta-integrity its IMA_EVM_POLICY; "" is none.
+# ATTEST_VERIFIER_URL, ATTEST_VERIFIER_CA
+#                        "https://attest.example.com:8881" and the CA of its certificate, PEM: the image gets
+#                        attest-agent, which reports there
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not
 #                        see changes on filesystems of older kernels
 # ATTEST_EVM             "1": EVM portable signatures, too. ATTEST_TARGET = "x86_64" where the kernel is
@@ -96,6 +99,7 @@ oe_mkext234fs:prepend() {
 
 # To PACKAGE_INSTALL, which images that set it do not make from IMAGE_INSTALL.
 PACKAGE_INSTALL:append = " ${@'attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
+PACKAGE_INSTALL:append = " ${@'attest-agent attest-agent-conf' if d.getVar('ATTEST_VERIFIER_URL') and not d.getVar('ATTEST_EXEMPT') else ''}"
 
 # A tree to which the certificate for .evm was added keeps it.
 do_rootfs[vardeps] += "ATTEST_EVM"

@@ -1,5 +1,5 @@
 # What it reports to is in attest-agent-conf, so that one build of the program serves all machines of an
-# architecture.
+# architecture. attest-image puts both into images where ATTEST_VERIFIER_URL is set.
 SUMMARY = "Proves to a verifier what this device runs"
 DESCRIPTION = "Sends TPM quotes and the kernel's measurement list to an attest-verifier, or to Keylime's; verifies the running system without a network; explains what is missing. It has no open port."
 HOMEPAGE = "https://github.com/meta-attest/meta-attest"
@@ -53,5 +53,3 @@ do_install() {
         install -D -m 0644 $source/attest-agent.service ${D}${systemd_system_unitdir}/attest-agent.service
     fi
 }
-
-RRECOMMENDS:${PN} = "attest-agent-conf"

@@ -4,7 +4,7 @@ LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/GPL-2.0-only;md5=801f80980d171d
 INHIBIT_DEFAULT_DEPS = "1"
 inherit native
 
-# A folder with the package qemu.qmp: pip3 install --target FOLDER qemu.qmp==0.0.5
+# A folder with the package qemu.qmp: pip3 install --target FOLDER qemu.qmp==0.0.6
 LAB_QMP ?= ""
 python () {
     if not d.getVar('LAB_QMP'):
