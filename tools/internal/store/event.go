@@ -49,6 +49,11 @@ func (t *tx) eventWith(e Event, notices []Notice) (*draft, error) {
 	if err := errors.Join(text("actor", e.Actor, MaxText), text("kind", e.Kind, MaxText), text("detail", e.Detail, MaxDetail)); err != nil {
 		return nil, err
 	}
+	for _, n := range notices {
+		if err := n.check(); err != nil {
+			return nil, err
+		}
+	}
 	d := &draft{Event: e, notices: notices}
 	t.events = append(t.events, d)
 	return d, nil
@@ -106,7 +111,17 @@ func (t *tx) insert(e *draft) error {
 			return err
 		}
 	}
+	if len(e.notices) == 0 {
+		return nil
+	}
+	told, err := t.alarm(e)
+	if err != nil || !told {
+		return err
+	}
 	for _, n := range e.notices {
+		if n.Target == TargetGroup {
+			continue
+		}
 		if err := t.enqueue(n, e.Seq, e.At); err != nil {
 			return err
 		}

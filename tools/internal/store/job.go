@@ -22,11 +22,12 @@ type Job struct {
 }
 
 const (
-	sqlClaim = `UPDATE job SET attempts = attempts + 1, next_at = $3 WHERE id IN (` + sqlClaimable
+	sqlClaim = `UPDATE job SET attempts = attempts + 1, next_at = $4 WHERE id IN (` + sqlClaimable
 	// The lock of PostgreSQL stands between the two.
-	sqlClaimable = `SELECT id FROM job WHERE dead = 0 AND next_at <= $1 ORDER BY next_at LIMIT $2`
-	sqlClaimed   = `) RETURNING ` + sqlJob
-	sqlJob       = `id, target, event, payload, attempts, error, created, next_at`
+	sqlClaimable = `SELECT id FROM job WHERE dead = 0 AND next_at <= $1 AND (CAST($3 AS TEXT) = '' OR target = $3 OR substr(target, 1, length($3) + 1) = $3 || ':')
+	ORDER BY next_at LIMIT $2`
+	sqlClaimed = `) RETURNING ` + sqlJob
+	sqlJob     = `id, target, event, payload, attempts, error, created, next_at`
 )
 
 func scanJob(r scanner) (j Job, err error) {
@@ -36,8 +37,12 @@ func scanJob(r scanner) (j Job, err error) {
 	return j, err
 }
 
+func (n *Notice) check() error {
+	return errors.Join(text("target", n.Target, MaxText), size("payload", n.Payload, MaxState))
+}
+
 func (t *tx) enqueue(n Notice, event int64, now time.Time) error {
-	if err := errors.Join(text("target", n.Target, MaxText), size("payload", n.Payload, MaxState)); err != nil {
+	if err := n.check(); err != nil {
 		return err
 	}
 	_, err := t.exec(`INSERT INTO job (id, target, event, payload, attempts, dead, error, created, next_at) VALUES ($1, $2, $3, $4, 0, 0, '', $5, $5)`,
@@ -54,10 +59,11 @@ func (s *Store) Enqueue(ctx context.Context, n Notice, now time.Time) error {
 }
 
 // Jobs gives out at most limit jobs whose time has come, for the length of a lease: a job
-// that is neither [Store.Done] nor [Store.Retry] by then is given out again.
-func (s *Store) Jobs(ctx context.Context, limit int, lease time.Duration, now time.Time) (jobs []Job, err error) {
+// that is neither [Store.Done] nor [Store.Retry] by then is given out again. They are those
+// for a target and for those below it, which are called "TARGET:..."; for all if it is empty.
+func (s *Store) Jobs(ctx context.Context, target string, limit int, lease time.Duration, now time.Time) (jobs []Job, err error) {
 	err = s.write(ctx, "\xff", func(t *tx) (err error) {
-		jobs, err = listIn(t, scanJob, sqlClaim+t.s.lockSkip+sqlClaimed, micros(now), limit, micros(now.Add(lease)))
+		jobs, err = listIn(t, scanJob, sqlClaim+t.s.lockSkip+sqlClaimed, micros(now), limit, target, micros(now.Add(lease)))
 		t.dirty = t.dirty || len(jobs) > 0
 		return err
 	})
@@ -82,18 +88,44 @@ func (s *Store) Retry(ctx context.Context, j Job, reason string, at time.Time) e
 		j.ID, j.Attempts, reason, micros(at), truth(at.IsZero()))
 }
 
-// Revive gives a dead letter another life.
-func (s *Store) Revive(ctx context.Context, id string, now time.Time) error {
-	return s.settle(ctx, `UPDATE job SET dead = 0, attempts = 0, next_at = $2 WHERE id = $1 AND dead = 1`, id, micros(now))
+// Split says that a job is done by others, which it is replaced by in one transaction. They
+// are about the same event.
+func (s *Store) Split(ctx context.Context, j Job, into []Notice, now time.Time) error {
+	return s.settleWith(ctx, func(t *tx) error {
+		for _, n := range into {
+			if err := t.enqueue(n, j.Event, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, `DELETE FROM job WHERE id = $1 AND attempts = $2 AND dead = 0`, j.ID, j.Attempts)
+}
+
+// Revive gives a dead letter another life. One that is not dead is an [ErrConflict].
+func (s *Store) Revive(ctx context.Context, id, actor string, now time.Time) error {
+	return s.settleWith(ctx, func(t *tx) error {
+		return t.event(Event{At: now, Kind: "notice-retry", Actor: actor, Detail: detail(map[string]any{"id": id})})
+	}, `UPDATE job SET dead = 0, attempts = 0, next_at = $2 WHERE id = $1 AND dead = 1`, id, micros(now))
+}
+
+// Drop deletes a job, dead or not. One that is not there is an [ErrConflict].
+func (s *Store) Drop(ctx context.Context, id, actor string, now time.Time) error {
+	return s.settleWith(ctx, func(t *tx) error {
+		return t.event(Event{At: now, Kind: "notice-drop", Actor: actor, Detail: detail(map[string]any{"id": id})})
+	}, `DELETE FROM job WHERE id = $1`, id)
 }
 
 func (s *Store) settle(ctx context.Context, q string, args ...any) error {
+	return s.settleWith(ctx, func(*tx) error { return nil }, q, args...)
+}
+
+func (s *Store) settleWith(ctx context.Context, more func(*tx) error, q string, args ...any) error {
 	err := s.write(ctx, "", func(t *tx) error {
 		n, err := t.exec(q, args...)
 		if err == nil && n == 0 {
 			return ErrConflict
 		}
-		return err
+		return errors.Join(err, more(t))
 	})
 	if err != nil {
 		return fmt.Errorf("settle notice: %w", err)
@@ -108,4 +140,22 @@ func (s *Store) DeadLetters(ctx context.Context, limit int) ([]Job, error) {
 		return nil, fmt.Errorf("list dead letters: %w", err)
 	}
 	return all, nil
+}
+
+// Queue lists at most limit jobs that are not given up, those whose turn is next first.
+func (s *Store) Queue(ctx context.Context, limit int) ([]Job, error) {
+	all, err := list(ctx, s.reads, scanJob, `SELECT `+sqlJob+` FROM job WHERE dead = 0 ORDER BY next_at, id LIMIT $1`, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list notices: %w", err)
+	}
+	return all, nil
+}
+
+// CountJobs counts those that wait and those that were given up.
+func (s *Store) CountJobs(ctx context.Context) (waiting, dead int64, err error) {
+	err = s.reads.QueryRowContext(ctx, `SELECT COALESCE(SUM(1 - dead), 0), COALESCE(SUM(dead), 0) FROM job`).Scan(&waiting, &dead)
+	if err != nil {
+		return 0, 0, fmt.Errorf("count notices: %w", err)
+	}
+	return waiting, dead, nil
 }

@@ -240,7 +240,7 @@ func testJobs(t *testing.T, url string) {
 	var group sync.WaitGroup
 	for n := range 10 {
 		group.Go(func() {
-			got, err := stores[n%2].Jobs(ctx, 4, time.Minute, Start)
+			got, err := stores[n%2].Jobs(ctx, "hook", 4, time.Minute, Start)
 			soft(t, err)
 			mu.Lock()
 			defer mu.Unlock()
@@ -252,7 +252,7 @@ func testJobs(t *testing.T, url string) {
 	}
 	group.Wait()
 	// With SKIP LOCKED a worker may come home with less than it asked for.
-	rest, err := s.Jobs(ctx, 20, time.Minute, Start)
+	rest, err := s.Jobs(ctx, "", 20, time.Minute, Start)
 	must(t, err)
 	for _, j := range rest {
 		seen[j.ID]++
@@ -271,14 +271,14 @@ func testJobs(t *testing.T, url string) {
 		t.Errorf("dead letters: %+v", dead)
 	}
 	// The leases of the other 17 run out: a dead worker loses nothing.
-	again, err := s.Jobs(ctx, 100, time.Minute, Start.Add(time.Minute))
+	again, err := s.Jobs(ctx, "", 100, time.Minute, Start.Add(time.Minute))
 	must(t, err)
 	if len(again) != 17 || again[0].Attempts != 2 {
 		t.Errorf("%d jobs after the lease, %+v", len(again), again)
 	}
 	want(t, s.Done(ctx, jobs[5]), store.ErrConflict) // by the worker that was too slow
-	must(t, s.Revive(ctx, jobs[2].ID, Start))
-	got, err := s.Jobs(ctx, 100, time.Minute, Start)
+	must(t, s.Revive(ctx, jobs[2].ID, "eve", Start))
+	got, err := s.Jobs(ctx, "", 100, time.Minute, Start)
 	must(t, err)
 	if len(got) != 1 || got[0].ID != jobs[2].ID || got[0].Attempts != 1 {
 		t.Errorf("revived: %+v", got)
@@ -286,10 +286,10 @@ func testJobs(t *testing.T, url string) {
 	// An event and its notices come together.
 	Enrol(t, s, "a")
 	r := good(Start, 1, 0, 1)
-	r.Notices = []store.Notice{{Target: "hook", Payload: []byte("x")}}
+	r.Status, r.Notices = store.Untrusted, []store.Notice{{Target: "hook", Payload: []byte("x")}}
 	e, err := s.Attest(ctx, state(t, s, "a", Start), r)
 	must(t, err)
-	got, err = s.Jobs(ctx, 100, time.Minute, Start)
+	got, err = s.Jobs(ctx, "", 100, time.Minute, Start)
 	must(t, err)
 	if len(got) != 1 || got[0].Event != e.Seq {
 		t.Errorf("notice of event %d: %+v", e.Seq, got)

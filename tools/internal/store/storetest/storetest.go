@@ -46,6 +46,8 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"EvidenceAndPrune", testPrune},
 		{"EvidenceBomb", testBomb},
 		{"Jobs", testJobs},
+		{"JobTargets", testJobTargets},
+		{"Alarms", testAlarms},
 		{"Tokens", testTokens},
 		{"BadWriteInBatch", testBadWriteInBatch},
 		{"Closed", testClosed},
