@@ -207,6 +207,8 @@ type Meta struct {
 	Next int `json:"seconds_to_next_attestation,omitempty"`
 	// Verdict is ours: the evidence was judged before the answer was sent.
 	Verdict *Verdict `json:"verdict,omitempty"`
+	// Secrets is ours: the [SecretsTag] of what a trusted device is to have.
+	Secrets string `json:"secrets,omitempty"`
 }
 
 // Verdict is what a device is told of its own verdict.

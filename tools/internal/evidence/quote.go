@@ -38,6 +38,7 @@ type attest struct {
 	banks     []bank // of a quote
 	pcrDigest []byte
 	name      []byte // of a certification
+	qualified []byte // of the same key, with all that is above it
 }
 
 // Clock is what a quote says of the TPM's time. For a key outside the endorsement and the
@@ -119,7 +120,7 @@ func parseAttest(message []byte, kind uint16) (*attest, error) {
 		a.pcrDigest = r.Bytes(int(r.Uint16()))
 	} else {
 		a.name = r.Bytes(int(r.Uint16()))
-		r.Bytes(int(r.Uint16())) // qualifiedName
+		a.qualified = r.Bytes(int(r.Uint16()))
 	}
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, refuse(CodeMalformed, "read TPMS_ATTEST: %w", err)
