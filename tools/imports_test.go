@@ -43,7 +43,7 @@ var mayImport = []struct {
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
 	{"attest-labels", "internal/ima internal/labellist"},
-	{"attest-agent", "internal/config internal/wire internal/ima internal/manifest internal/rootfs internal/tpm internal/evidence internal/notice"},
+	{"attest-agent", "internal/config internal/wire internal/ima internal/manifest internal/rootfs internal/payload internal/tpm internal/evidence internal/notice"},
 	{"oemodules", ""},
 	{"boottest/vm", ""},
 	{"boottest", "boottest/vm internal/cpio"},

@@ -40,9 +40,14 @@ func (c *collected) body() (io.Reader, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	return withLogs(text, c.logs)
+}
+
+// withLogs is text with each log in the place of its marker, in their order, and its length.
+func withLogs(text []byte, logs []log) (io.Reader, int64, error) {
 	var parts []io.Reader
 	var size int64
-	for _, l := range c.logs {
+	for _, l := range logs {
 		before, after, ok := bytes.Cut(text, []byte(l.marker))
 		if !ok {
 			return nil, 0, errors.New("write evidence: the place of a log is missing")

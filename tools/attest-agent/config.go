@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"reflect"
@@ -41,6 +42,12 @@ type settings struct {
 	Timeout      *string `toml:"timeout"`
 	Manifest     *string `toml:"manifest"`
 	ManifestCA   *string `toml:"manifest_ca"`
+	SecretsDir   *string `toml:"secrets_dir"`
+	SecretsRun   *string `toml:"secrets_execute"`
+	Listen       *string `toml:"listen"`
+	ListenCA     *string `toml:"listen_ca"`
+	Contact      *string `toml:"contact"`
+	RevokeCert   *string `toml:"revocation_cert"`
 }
 
 // known are the settings with their defaults and what they mean.
@@ -60,6 +67,12 @@ var known = []struct{ key, value, help string }{
 	{"timeout", "60s", "`TIME` that one request may take"},
 	{"manifest", "", "verify: `FILE` with the manifest of the image, as attest sign wrote it"},
 	{"manifest_ca", "", "verify: `FILE` with the CA certificates that the kernel has built in"},
+	{"secrets_dir", "/run/attest-agent/secrets", "`FOLDER` on tmpfs for payloads; they are erased when the agent stops"},
+	{"secrets_execute", "", "\"yes\": run what a payload says is to be run"},
+	{"listen", "", "`ADDRESS` to answer Keylime's verifier and tenant at, as 0.0.0.0:9002 (default: no port is opened)"},
+	{"listen_ca", "", "`FILE` with the certificates, PEM, that alone may have signed the certificate of who calls there"},
+	{"contact", "", "`IP:PORT` at which the device is polled, as the registrar is told (default: listen)"},
+	{"revocation_cert", "", "`FILE` with the certificate, PEM, that signs Keylime's notices of other devices (default: the payload's)"},
 }
 
 // Config is what the agent runs with.
@@ -68,6 +81,7 @@ type Config struct {
 	origins map[string]string
 
 	verifier, registrar *url.URL
+	contact             netip.AddrPort // where the device is polled, if it is
 	retryMax, timeout   time.Duration
 }
 
@@ -165,15 +179,38 @@ func (c *Config) check() error {
 		}
 	}
 	var err error
-	if c.verifier, err = c.url("verifier_url"); err != nil || c.verifier == nil {
+	if c.verifier, err = c.url("verifier_url"); err != nil {
 		return err
 	}
-	if c.registrar, err = c.url("registrar_url"); err == nil && c.registrar == nil {
+	if err := c.checkListen(); err != nil {
+		return err
+	}
+	if c.registrar, err = c.url("registrar_url"); err == nil && c.registrar == nil && c.verifier != nil {
 		u := *c.verifier
 		u.Host = net.JoinHostPort(u.Hostname(), "8891")
 		c.registrar = &u
 	}
 	return err
+}
+
+// checkListen looks at what a device that is polled needs.
+func (c *Config) checkListen() error {
+	listen, contact := c.get("listen"), c.get("contact")
+	if listen == "" {
+		return nil
+	}
+	origin := "contact"
+	if contact == "" {
+		contact, origin = listen, "listen"
+	}
+	var err error
+	if c.contact, err = netip.ParseAddrPort(contact); err != nil || c.contact.Port() == 0 || c.contact.Addr().Zone() != "" {
+		return fmt.Errorf("%s: %s = %q is not IP:PORT", c.origins[origin], origin, contact)
+	}
+	if c.contact.Addr().IsUnspecified() {
+		return fmt.Errorf("%s: %s = %q: %w", c.origins[origin], origin, contact, errNoContact)
+	}
+	return nil
 }
 
 // url is a setting that is an address; nil where it is empty.
@@ -191,11 +228,15 @@ func (c *Config) url(key string) (*url.URL, error) {
 
 // network says whether what the network needs is set.
 func (c *Config) network() error {
-	if c.verifier == nil {
+	switch {
+	case c.registrar == nil && c.get("listen") != "":
+		return errNoRegistrar
+	case c.registrar == nil || c.verifier == nil && c.get("listen") == "":
 		return errNoVerifier
-	}
-	if c.get("ca") == "" {
+	case c.get("ca") == "":
 		return errNoCA
+	case c.get("listen") != "" && c.get("listen_ca") == "":
+		return errNoListenCA
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -27,6 +28,9 @@ type device struct {
 	config *Config
 	folder *folder
 	tpm    *tpm.TPM
+	// mu is held by the listener while it uses what follows, and by the main loop, which
+	// alone exchanges it, while it does so or counts the lists.
+	mu     sync.Mutex
 	ak     *tpm.AK
 	public *evidence.AK
 	next   bool // ak is the candidate, not the saved key
@@ -82,6 +86,8 @@ func (d *device) openTPM() error {
 }
 
 func (d *device) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.closeTPM()
 	for _, l := range []*list{d.binary, d.ascii} {
 		if l != nil {
@@ -107,6 +113,8 @@ func (d *device) closeTPM() {
 // reopen begins again with the TPM, after an error that it was not asked for: an emulator
 // that was restarted, or a resume from suspend that lost the loaded key.
 func (d *device) reopen() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.closeTPM()
 	if err := d.openTPM(); err != nil {
 		return err
@@ -173,6 +181,26 @@ func (d *device) replaceKey() error {
 		return err
 	}
 	return d.makeKey(keyFile)
+}
+
+// openKey has the TPM open and a key loaded; see ensureKey.
+func (d *device) openKey() (changed bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tpm == nil {
+		if err := d.openTPM(); err != nil {
+			return false, err
+		}
+	}
+	return d.ensureKey()
+}
+
+// probe looks whether the TPM answers and still has the key, and begins again if not.
+func (d *device) probe() error {
+	if _, _, err := d.ak.Certify(make([]byte, evidence.MinNonce)); err != nil {
+		return d.reopen()
+	}
+	return nil
 }
 
 // ensureKey has a key loaded: the saved one, or a new one where none was saved or the TPM
@@ -271,6 +299,8 @@ func (d *device) lists() (*list, []string, error) {
 // collect makes what was asked for. The quote comes first: whatever it says of PCR 10 is
 // then in the list that is read after it.
 func (d *device) collect(asked evidence.Requests) (*collected, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	c := &collected{}
 	var quote evidence.Data
 	i := slices.IndexFunc(asked.Requested, func(q evidence.Request) bool { return q.Type == evidence.TypeQuote })
@@ -329,13 +359,22 @@ func (d *device) addFirmware(c *collected, q evidence.Request) error {
 	if d.firmware == nil || q.Parameters.Format != "" && q.Parameters.Format != evidence.FormatBinary {
 		return fmt.Errorf("the verifier asks for a firmware log in format %.40q", q.Parameters.Format)
 	}
+	from, err := d.firmwareLog()
+	if err != nil {
+		return err
+	}
+	c.add(q.Class, q.Type, evidence.FormatBinary, from, -1)
+	return nil
+}
+
+// firmwareLog is the firmware's log as it is now; the kernel's file says no size.
+func (d *device) firmwareLog() (*io.SectionReader, error) {
 	n, err := io.Copy(io.Discard, io.NewSectionReader(d.firmware, 0, maxFirmware+1))
 	if err == nil && n > maxFirmware {
 		err = fmt.Errorf("it has more than %d bytes", maxFirmware)
 	}
 	if err != nil {
-		return fmt.Errorf("read firmware log: %w", err)
+		return nil, fmt.Errorf("read firmware log: %w", err)
 	}
-	c.add(q.Class, q.Type, evidence.FormatBinary, io.NewSectionReader(d.firmware, 0, n), -1)
-	return nil
+	return io.NewSectionReader(d.firmware, 0, n), nil
 }

@@ -17,8 +17,11 @@ type agent struct {
 	device *device
 	client *client
 	state  *State
-	in     *invocation
-	notify *notifier
+
+	identity *identity // of a device that is polled, else nil
+	listener *listener // likewise, while it runs
+	in       *invocation
+	notify   *notifier
 }
 
 // newAgent opens everything, and has an attestation key loaded.
@@ -37,6 +40,11 @@ func newAgent(c *Config, in *invocation) (*agent, error) {
 	if a.state, err = a.folder.state(); err != nil {
 		return nil, err
 	}
+	if c.get("listen") != "" {
+		if a.identity, err = openIdentity(a.folder); err != nil {
+			return a, err
+		}
+	}
 	a.device, err = openDevice(c, a.folder)
 	return a, err
 }
@@ -54,7 +62,15 @@ func (a *agent) close() {
 func (a *agent) enrolled() bool {
 	id := a.config.get("id")
 	return a.state.ID != "" && (id == "" || id == a.state.ID) &&
-		a.state.Key == a.device.keyName() && a.state.Registrar == a.config.registrar.String()
+		a.state.Key == a.device.keyName() && a.state.Registrar == a.config.registrar.String() && a.state.Contact == a.contact()
+}
+
+// contact is where the device is polled, and what it shows there; "" where it is not polled.
+func (a *agent) contact() string {
+	if a.identity == nil {
+		return ""
+	}
+	return a.config.contact.String() + " " + a.identity.fingerprint()
 }
 
 // enrol registers the keys and proves that both are in one TPM. To do so again changes
@@ -83,6 +99,10 @@ func (a *agent) enrol(ctx context.Context) error {
 	if len(ders) > 0 {
 		text := evidence.FormatCertificates(ders)
 		r.EKCert = &text
+	}
+	if a.identity != nil {
+		ip, port := a.config.contact.Addr().String(), int(a.config.contact.Port())
+		r.IP, r.Port, r.TLSCert = &ip, &port, &a.identity.cert
 	}
 	version, err := a.client.version(ctx)
 	if err != nil {
@@ -114,7 +134,7 @@ func (a *agent) enrol(ctx context.Context) error {
 	if a.state.ID != id {
 		a.state.Verdict, a.state.Since, a.state.Attested = nil, time.Time{}, time.Time{}
 	}
-	a.state.ID, a.state.Key, a.state.Registrar = id, a.device.keyName(), a.config.registrar.String()
+	a.state.ID, a.state.Key, a.state.Registrar, a.state.Contact = id, a.device.keyName(), a.config.registrar.String(), a.contact()
 	return a.folder.save(a.state)
 }
 

@@ -17,6 +17,9 @@ var (
 	errNotEnrolled = errors.New("this device is not enrolled")
 	errNoList      = errors.New("the kernel gives no measurement list")
 	errNoUser      = errors.New("there is no such user")
+	errNoRegistrar = errors.New("neither registrar_url nor verifier_url is set")
+	errNoListenCA  = errors.New("listen is set and listen_ca is not")
+	errNoContact   = errors.New("nobody can be sent to that address")
 )
 
 // hints maps the errors that a person can mend to what mends them.
@@ -26,6 +29,9 @@ var hints = []struct {
 }{
 	{errNoVerifier, `write verifier_url = "https://HOST:8881" into /etc/attest/agent.toml`},
 	{errNoCA, `copy the CA certificate of the verifier to the device and write ca = "/etc/attest/ca.crt" into /etc/attest/agent.toml`},
+	{errNoRegistrar, `write registrar_url = "https://HOST:8891" into /etc/attest/agent.toml`},
+	{errNoListenCA, `copy the CA certificate of those who may poll this device and write listen_ca = "/etc/attest/listen-ca.crt" into /etc/attest/agent.toml`},
+	{errNoContact, `write contact = "IP:PORT" into /etc/attest/agent.toml: where the verifier reaches this device`},
 	{errBusy, "stop it first: systemctl stop attest-agent"},
 	{errNotEnrolled, "attest-agent enrol"},
 	{errNoList, "mount securityfs (mount -t securityfs securityfs /sys/kernel/security), run as root, and boot a kernel with CONFIG_IMA=y"},

@@ -1,6 +1,6 @@
 // Command attest-agent runs on a device: it proves to a verifier what the kernel loaded,
 // with the TPM as its witness, and tells the owner of the device what the verifier said.
-// It has no open port; everything is sent by the agent.
+// Everything is sent by the agent: it opens no port, unless it is told to be polled.
 package main
 
 import (

@@ -47,6 +47,15 @@ func runAgent(ctx context.Context, in *invocation) error {
 		return err
 	}
 	defer a.notify.close()
+	if *once && a.config.verifier == nil {
+		return errNoVerifier
+	}
+	if a.identity != nil && !*once {
+		if a.listener, err = openListener(a); err != nil {
+			return err
+		}
+		defer a.listener.net.Close()
+	}
 	if err := a.becomeUser(); err != nil {
 		return err
 	}
@@ -81,6 +90,9 @@ func untrusted(v *evidence.Verdict) error {
 // a new process with root's rights could mend.
 func (a *agent) run(ctx context.Context) error {
 	a.notify.send("READY=1\nSTATUS=starting")
+	if a.listener != nil {
+		go a.listener.serve(ctx)
+	}
 	for {
 		a.notify.alive()
 		meta, err := a.attempt(ctx)
@@ -112,24 +124,11 @@ func (a *agent) run(ctx context.Context) error {
 
 // attempt is one attestation, with all that has to be done before it can be.
 func (a *agent) attempt(ctx context.Context) (*evidence.Meta, error) {
-	if a.device.ak == nil {
-		if a.device.tpm == nil {
-			if err := a.device.openTPM(); err != nil {
-				return nil, err
-			}
-		}
-		changed, err := a.device.ensureKey()
-		if err != nil {
-			return nil, err
-		}
-		if changed {
-			a.say("made attestation key %s", a.device.keyName())
-		}
+	if err := a.ready(ctx); err != nil {
+		return nil, err
 	}
-	if !a.enrolled() {
-		if err := a.enrolAndSay(ctx); err != nil {
-			return nil, err
-		}
+	if a.config.verifier == nil {
+		return nil, a.device.probe()
 	}
 	meta, err := a.round(ctx)
 	var device *tpmError
@@ -157,6 +156,29 @@ func (a *agent) attempt(ctx context.Context) (*evidence.Meta, error) {
 		a.client.token = ""
 	}
 	return meta, err
+}
+
+// ready has a key loaded and enrolled.
+func (a *agent) ready(ctx context.Context) error {
+	if a.device.ak == nil {
+		changed, err := a.device.openKey()
+		if err != nil {
+			return err
+		}
+		if changed {
+			a.say("made attestation key %s", a.device.keyName())
+		}
+	}
+	if !a.enrolled() {
+		if err := a.enrolAndSay(ctx); err != nil {
+			return err
+		}
+	}
+	if a.listener != nil {
+		id := a.state.ID
+		a.listener.id.Store(&id)
+	}
+	return nil
 }
 
 func (a *agent) enrolAndSay(ctx context.Context) error {
@@ -227,7 +249,7 @@ func uptime() (time.Duration, error) {
 
 // next is when to attest again: a little sooner than told, each time another.
 func next(m *evidence.Meta) time.Duration {
-	if m.Next <= 0 {
+	if m == nil || m.Next <= 0 { // nil: the device is polled and learns nothing
 		return defaultWait
 	}
 	d := min(max(time.Duration(min(m.Next, int(maxWait/time.Second)))*time.Second, minWait), maxWait)
@@ -249,6 +271,14 @@ func (a *agent) backOff(err error) time.Duration {
 	return d
 }
 
+// woken tells that the listener had an error of the TPM's.
+func (a *agent) woken() <-chan struct{} {
+	if a.listener == nil {
+		return nil
+	}
+	return a.listener.wake
+}
+
 // wait waits by the clock that runs on in suspend, and not by the one that people set. It
 // is false when ctx ended.
 func (a *agent) wait(ctx context.Context, d time.Duration) bool {
@@ -264,6 +294,9 @@ func (a *agent) wait(ctx context.Context, d time.Duration) bool {
 			timer.Stop()
 			return false
 		case <-timer.C:
+		case <-a.woken():
+			timer.Stop()
+			return true
 		}
 		if now, err = uptime(); err != nil {
 			return false

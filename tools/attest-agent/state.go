@@ -30,7 +30,8 @@ type State struct {
 	Schema    string `json:"schema"`
 	ID        string `json:"id,omitempty"` // where enrolled: with this id,
 	Registrar string `json:"registrar,omitempty"`
-	Key       string `json:"key,omitempty"` // and this TPM name of the attestation key, hexadecimal
+	Key       string `json:"key,omitempty"`     // and this TPM name of the attestation key, hexadecimal
+	Contact   string `json:"contact,omitempty"` // and this address and certificate, where it is polled
 
 	// Boot is when this boot began, as the agent first told it: the kernel's own answer
 	// changes whenever the clock is set.

@@ -54,13 +54,23 @@ func bounded(v *evidence.Verdict) *evidence.Verdict {
 	return b
 }
 
-// succeeded notes that evidence was taken, and prints what is new.
+// succeeded notes that evidence was taken, and prints what is new. m is nil where nothing was
+// sent, as the device is only polled.
 func (a *agent) succeeded(m *evidence.Meta, wait time.Duration) error {
 	s, now := a.state, time.Now().UTC().Truncate(time.Second)
-	if s.Failure != "" {
+	failed := s.Failure != ""
+	if failed {
 		a.say("attesting again, after %d attempts since %s", s.Failures, s.FailureSince.Format(time.RFC3339))
 	}
 	s.Failure, s.Failures, s.FailureSince = "", 0, time.Time{}
+	if m == nil {
+		a.notify.send("STATUS=answering at " + a.config.get("listen"))
+		if !failed && s.Next.IsZero() {
+			return nil // no write each minute
+		}
+		s.Next = time.Time{}
+		return a.folder.save(s)
+	}
 	verdict := bounded(m.Verdict)
 	old, is := describe(s.Verdict), describe(verdict)
 	if s.Verdict == nil || verdict == nil || s.Verdict.State != verdict.State || s.Since.IsZero() {

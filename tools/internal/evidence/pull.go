@@ -37,11 +37,15 @@ func (v AgentVersions) check() error {
 	return nil
 }
 
+// Has says whether the agent has a version.
+func (v AgentVersions) Has(version string) bool {
+	return v.Current == version || slices.Contains(v.Supported, version)
+}
+
 // Best is the newest of [PullVersions] that the agent has, or "".
 func (v AgentVersions) Best() string {
-	ours := PullVersions()
-	for _, o := range slices.Backward(ours) {
-		if v.Current == o || slices.Contains(v.Supported, o) {
+	for _, o := range slices.Backward(PullVersions()) {
+		if v.Has(o) {
 			return o
 		}
 	}
@@ -71,6 +75,13 @@ type QuoteRequest struct {
 	PCRs    []int  // ascending, 0 to 23; the agent adds [KeyPCR]
 	WithKey bool   // "partial=0": the answer holds the agent's key
 	Offset  int    // first entry of the measurement list that is wanted
+}
+
+// WithKeyPCR are the PCRs that such a quote is about.
+func (q QuoteRequest) WithKeyPCR() []int {
+	pcrs := append(slices.Clone(q.PCRs), KeyPCR)
+	slices.Sort(pcrs)
+	return slices.Compact(pcrs)
 }
 
 // maxPullPCR is the highest PCR that a mask names.

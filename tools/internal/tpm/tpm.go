@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -48,9 +49,10 @@ const maxResponse = 4096
 // dialTimeout bounds the wait for a socket; a device is opened at once.
 const dialTimeout = 5 * time.Second
 
-// TPM is an open TPM. It is not safe for concurrent use.
+// TPM is an open TPM. Commands may be sent concurrently; each is one exchange.
 type TPM struct {
 	address string
+	mu      sync.Mutex
 	conn    io.ReadWriteCloser
 }
 
@@ -107,6 +109,8 @@ const (
 
 // Send gives the TPM one command and returns its answer, as [tpm2]'s commands want it.
 func (t *TPM) Send(command []byte) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for try := 0; ; try++ {
 		answer, err := t.exchange(command)
 		if err != nil || try == busyTries {
