@@ -32,6 +32,7 @@ func Hot(s *Store) map[string][]any {
 		sqlEvents:         {int64(9), int64(10)},
 		sqlBody:           {b},
 		sqlDevice:         {int64(1), "d"},
+		sqlSecretRefs:     {"d"},
 		sqlPrune + ")":    {int64(1), int64(1), int64(10)},
 		sqlNewSession:     {"s", "d", b, int64(1), int64(1)},
 		sqlEvictChallenge: {"d", "s", int64(100), int64(15)},
