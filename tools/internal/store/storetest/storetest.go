@@ -48,6 +48,8 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"Jobs", testJobs},
 		{"JobTargets", testJobTargets},
 		{"Alarms", testAlarms},
+		{"Pull", testPull},
+		{"PullRace", testPullRace},
 		{"Tokens", testTokens},
 		{"Secrets", testSecrets},
 		{"SecretBounds", testSecretBounds},
