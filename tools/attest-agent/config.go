@@ -48,6 +48,10 @@ type settings struct {
 	ListenCA     *string `toml:"listen_ca"`
 	Contact      *string `toml:"contact"`
 	RevokeCert   *string `toml:"revocation_cert"`
+	NoticeCA     *string `toml:"notice_ca"`
+	NoticesDir   *string `toml:"notices_dir"`
+	Actions      *string `toml:"actions"`
+	ActionsState *string `toml:"actions_state"`
 }
 
 // known are the settings with their defaults and what they mean.
@@ -73,6 +77,10 @@ var known = []struct{ key, value, help string }{
 	{"listen_ca", "", "`FILE` with the certificates, PEM, that alone may have signed the certificate of who calls there"},
 	{"contact", "", "`IP:PORT` at which the device is polled, as the registrar is told (default: listen)"},
 	{"revocation_cert", "", "`FILE` with the certificate, PEM, that signs Keylime's notices of other devices (default: the payload's)"},
+	{"notice_ca", "", "`FILE` with the certificates, PEM, whose keys alone may sign notices of other devices (default: none is asked for)"},
+	{"notices_dir", "/run/attest-agent/notices", "`FOLDER` in which the agent leaves notices for attest-agent act"},
+	{"actions", "/etc/attest/actions.d", "act: `FOLDER` with the programs to run on a notice; root's, and nobody else may write it"},
+	{"actions_state", "/var/lib/attest-agent-actions", "act: `FOLDER` that remembers which notices were acted upon"},
 }
 
 // Config is what the agent runs with.

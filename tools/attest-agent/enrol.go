@@ -20,6 +20,7 @@ type agent struct {
 
 	identity *identity // of a device that is polled, else nil
 	listener *listener // likewise, while it runs
+	notices  *notices  // nil where none is asked for
 	in       *invocation
 	notify   *notifier
 }

@@ -36,6 +36,7 @@ var hints = []struct {
 	{errNotEnrolled, "attest-agent enrol"},
 	{errNoList, "mount securityfs (mount -t securityfs securityfs /sys/kernel/security), run as root, and boot a kernel with CONFIG_IMA=y"},
 	{errNoTrust, "give --cert FILE, or put the certificate into /etc/keys"},
+	{errNoNoticeCA, `copy the certificate that signs notices to the device and write notice_ca = "/etc/attest/notices.crt" into /etc/attest/agent.toml`},
 	{errNoUser, `make it (useradd --system attest), or set user = "" to stay the user that started the agent`},
 	{tpm.ErrAbsent, "attest-agent doctor"},
 	{tpm.ErrDenied, "run as root, or as a user of the group tss"},

@@ -35,9 +35,10 @@ func (e *exitCode) Unwrap() error { return e.err }
 
 const usage = `attest-agent proves to a verifier what this device runs.
 
-usage: attest-agent [run|enrol|verify|status|doctor|config show|version] [flags]
+usage: attest-agent [run|act|enrol|verify|status|doctor|config show|version] [flags]
 
   run       attest, again and again, until it is stopped; enrols first where that is needed
+  act       run local programs on notices of other devices that run received
   enrol     make the keys and register them, once
   verify    check the files of this system against their labels and the manifest, without a network
   status    what the verifier said last, and when it is asked again (exit code 3: not trusted)
@@ -61,6 +62,7 @@ type invocation struct {
 
 var verbs = map[string]func(context.Context, *invocation) error{
 	"run":     runAgent,
+	"act":     runAct,
 	"enrol":   runEnrol,
 	"verify":  runVerify,
 	"status":  runStatus,

@@ -56,6 +56,9 @@ func runAgent(ctx context.Context, in *invocation) error {
 		}
 		defer a.listener.net.Close()
 	}
+	if a.notices, err = newNotices(a); err != nil {
+		return err
+	}
 	if err := a.becomeUser(); err != nil {
 		return err
 	}
@@ -93,6 +96,9 @@ func (a *agent) run(ctx context.Context) error {
 	if a.listener != nil {
 		go a.listener.serve(ctx)
 	}
+	if a.notices != nil {
+		go a.notices.run(ctx)
+	}
 	for {
 		a.notify.alive()
 		meta, err := a.attempt(ctx)
@@ -109,6 +115,7 @@ func (a *agent) run(ctx context.Context) error {
 			err = a.folder.save(a.state)
 		} else {
 			wait = next(meta)
+			a.notices.use(a.state.ID, a.client.token)
 			err = a.succeeded(meta, wait)
 		}
 		if err != nil {

@@ -24,9 +24,9 @@ const (
 	typePrefix = "org.meta-attest.verdict."
 
 	// MaxSize bounds an event and its envelope, in bytes.
-	MaxSize   = 64 << 10
+	MaxSize   = 128 << 10
 	maxText   = 4 << 10 // of one text in it
-	maxLabels = 64
+	maxLabels = 1 << 10
 	maxCodes  = 64
 )
 

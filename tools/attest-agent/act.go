@@ -1,0 +1,286 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meta-attest/meta-attest/tools/internal/notice"
+)
+
+const (
+	schemaActions = "attest.agent-actions/v1"
+	actionsFile   = "actions.json"
+	maxRemembered = 1024        // devices that are bad at a time
+	watchEvery    = time.Second // between two looks into the folder, with --watch
+)
+
+var errNoNoticeCA = errors.New("no notice_ca is set")
+
+// actions is what runs local programs on notices. It is a process of its own, as root,
+// because the agent is not; what the agent writes is a stranger's to it.
+type actions struct {
+	config *Config
+	certs  []*x509.Certificate
+	folder *folder
+	state  *actionsState
+	in     *invocation
+	failed int // programs
+}
+
+// actionsState is what was done. A notice counts once, whoever brings it again.
+type actionsState struct {
+	Schema string `json:"schema"`
+	Source string `json:"source,omitempty"` // the fleet that the numbers are of
+	Device string `json:"device,omitempty"` // this one
+	Seq    int64  `json:"seq"`              // of the last notice
+	BootID string `json:"boot_id,omitempty"`
+	// Bad are the notices that hold, of devices by their names. What programs did may be
+	// gone with the boot, so each boot they run once more.
+	Bad     map[string]json.RawMessage `json:"bad,omitempty"`
+	Running json.RawMessage            `json:"running,omitempty"` // that was not done when power went
+}
+
+func runAct(ctx context.Context, in *invocation) error {
+	fs := newFlags("act", "Runs the programs of the folder \"actions\" on notices that the agent received, as root. Each gets the CloudEvent on standard input.")
+	cf := addConfigFlags(fs)
+	watch := fs.Bool("watch", false, "go on until stopped, where no service manager looks at the folder notices_dir")
+	if err := fs.parse(in); err != nil {
+		return err
+	}
+	c, err := cf.load(os.Environ())
+	if err != nil {
+		return err
+	}
+	if c.get("notice_ca") == "" {
+		return errNoNoticeCA
+	}
+	a, err := openActions(c, in)
+	if err != nil {
+		return err
+	}
+	defer a.folder.close()
+	if err := a.resume(ctx); err != nil {
+		return err
+	}
+	for {
+		n, err := a.scan(ctx)
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil || !*watch && n == 0 {
+			break
+		}
+		if n > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(watchEvery):
+		}
+	}
+	if a.failed > 0 {
+		return fmt.Errorf("%d actions failed", a.failed)
+	}
+	return nil
+}
+
+func openActions(c *Config, in *invocation) (*actions, error) {
+	certs, err := readNoticeCA(c)
+	if err != nil {
+		return nil, err
+	}
+	f, err := openFolder(c.get("actions_state"))
+	if err != nil {
+		return nil, err
+	}
+	a := &actions{config: c, certs: certs, folder: f, in: in, state: &actionsState{Schema: schemaActions}}
+	b, err := f.read(actionsFile)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		f.close()
+		return nil, fmt.Errorf("read what was done: %w", err)
+	default:
+		// Without its numbers every old notice would count again.
+		if err := json.Unmarshal(b, a.state); err != nil || a.state.Schema != schemaActions {
+			f.close()
+			return nil, fmt.Errorf("read what was done: %s is not of schema %s", filepath.Join(f.path, actionsFile), schemaActions)
+		}
+	}
+	return a, nil
+}
+
+func (a *actions) save() error {
+	b, err := json.MarshalIndent(a.state, "", "  ")
+	if err != nil {
+		return err
+	}
+	return a.folder.write(actionsFile, append(b, '\n'))
+}
+
+func (a *actions) say(format string, args ...any) { fmt.Fprintf(a.in.stdout, format+"\n", args...) }
+
+// resume finishes what was interrupted, and does again what a boot undid.
+func (a *actions) resume(ctx context.Context) error {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read boot id: %w", err)
+	}
+	boot := strings.TrimSpace(string(b))
+	again := boot != a.state.BootID && a.state.BootID != ""
+	var held []json.RawMessage
+	if again {
+		for _, envelope := range a.state.Bad {
+			held = append(held, envelope)
+		}
+	}
+	if a.state.Running != nil {
+		held = append(held, a.state.Running)
+	}
+	var events []*notice.Event
+	for _, envelope := range held {
+		e, _, err := a.open(envelope)
+		if err != nil {
+			a.say("notice that was kept: refused: %s", printable(err.Error(), maxShown))
+			continue
+		}
+		events = append(events, e)
+	}
+	slices.SortFunc(events, func(x, y *notice.Event) int { return cmp.Compare(x.Seq(), y.Seq()) })
+	events = slices.CompactFunc(events, func(x, y *notice.Event) bool { return x.Seq() == y.Seq() })
+	for _, e := range events {
+		payload, err := e.Marshal()
+		if err != nil {
+			return err
+		}
+		a.say("notice %d: %s is %s: once more, %s", e.Seq(), e.Subject, e.Data.Status, map[bool]string{true: "after a boot", false: "it was interrupted"}[again])
+		a.run(ctx, e, payload, again)
+	}
+	a.state.Running, a.state.BootID = nil, boot
+	return a.save()
+}
+
+// open verifies a notice that was kept, indented as the state is.
+func (a *actions) open(envelope []byte) (*notice.Event, []byte, error) {
+	return notice.Open(compactJSON(envelope), a.certs)
+}
+
+// scan handles what is in the folder, in the order of the numbers, and takes it away.
+func (a *actions) scan(ctx context.Context) (handled int, err error) {
+	dir, err := openPlainFolder(a.config.get("notices_dir"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open notices_dir: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(4 * maxNotices) // a folder of another's has no end
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("read notices_dir: %w", err)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return handled, nil
+		}
+		if !strings.HasSuffix(name, noticeName) || strings.HasPrefix(name, ".") {
+			continue
+		}
+		handled++
+		if err := a.take(ctx, dir, name); err != nil {
+			return handled, err
+		}
+		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return handled, fmt.Errorf("take %s from notices_dir: %w", printable(name, 60), err)
+		}
+	}
+	return handled, nil
+}
+
+// take handles one file. What is refused is said, and no error: others may be good.
+func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
+	refuse := func(err error) error {
+		a.say("notice %s: refused: %s", printable(name, 60), printable(err.Error(), maxShown))
+		return nil
+	}
+	b, err := readPlainFile(dir, name, notice.MaxSize)
+	if err != nil {
+		return refuse(err)
+	}
+	e, payload, err := notice.Open(b, a.certs)
+	if err != nil {
+		return refuse(err)
+	}
+	s := a.state
+	switch {
+	case s.Source != "" && s.Source != e.Source:
+		return refuse(fmt.Errorf("it is of the fleet %s, this device belongs to %s; where it was moved on purpose, remove %s",
+			e.Source, s.Source, filepath.Join(a.folder.path, actionsFile)))
+	case e.Seq() <= s.Seq:
+		return refuse(fmt.Errorf("it is not newer than %d, the last one", s.Seq))
+	}
+	s.Source, s.Seq, s.Running = e.Source, e.Seq(), b
+	a.remember(e, b)
+	if err := a.save(); err != nil {
+		return err
+	}
+	a.say("notice %d: %s is %s", e.Seq(), e.Subject, e.Data.Status)
+	a.run(ctx, e, payload, false)
+	s.Running = nil
+	return a.save()
+}
+
+// remember keeps what holds after a boot, too.
+func (a *actions) remember(e *notice.Event, envelope []byte) {
+	s := a.state
+	if !notice.Bad(e.Data.Status) {
+		delete(s.Bad, e.Subject)
+		return
+	}
+	if s.Bad == nil {
+		s.Bad = map[string]json.RawMessage{}
+	}
+	if s.Bad[e.Subject] == nil && len(s.Bad) >= maxRemembered {
+		a.say("%d devices are bad already: %s will not be remembered over a boot", len(s.Bad), e.Subject)
+		return
+	}
+	s.Bad[e.Subject] = envelope
+}
+
+// self is the id of this device: that of the configuration, or the first that the agent
+// enrolled with. It does not change with what the agent says later.
+func (a *actions) self() string {
+	if id := a.config.get("id"); id != "" {
+		return id
+	}
+	if a.state.Device != "" {
+		return a.state.Device
+	}
+	dir, err := openPlainFolder(a.config.get("state_dir"))
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	b, err := readPlainFile(dir, stateFile, maxKept)
+	if err != nil {
+		return ""
+	}
+	var s State
+	if json.Unmarshal(b, &s) == nil && s.Schema == schemaState {
+		a.state.Device = s.ID
+	}
+	return a.state.Device
+}
