@@ -35,6 +35,7 @@ type release struct {
 	Manifests []string        `json:"manifests,omitempty"`
 	Runtime   json.RawMessage `json:"runtime_policy,omitempty"` // of Keylime
 	TPM       json.RawMessage `json:"tpm_policy,omitempty"`     // of Keylime
+	MB        json.RawMessage `json:"mb_policy,omitempty"`      // of Keylime
 }
 
 // releaseFlags say what a device is compared with.
@@ -42,14 +43,16 @@ type releaseFlags struct {
 	name                string
 	manifests           []string
 	rules, runtime, tpm string
+	mb                  string
 	certs, cas          []string
 }
 
 func (o *releaseFlags) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.manifests, "manifest", nil, "manifest of attest sign in `FILE`, such as of the root filesystem or an initramfs; may be repeated")
 	f.StringVar(&o.rules, "rules", "", "rules in the TOML `FILE`: what is excluded, required, pinned")
-	f.StringVar(&o.runtime, "runtime-policy", "", "Keylime's runtime policy in the JSON `FILE`")
+	f.StringVar(&o.runtime, "runtime-policy", "", "Keylime's runtime policy in the JSON `FILE`, or signed by keylime-policy sign: then one of --cert has to be its signer")
 	f.StringVar(&o.tpm, "tpm-policy", "", "Keylime's tpm_policy in the JSON `FILE`")
+	f.StringVar(&o.mb, "mb-policy", "", "Keylime's measured boot policy in the JSON `FILE` of keylime-policy create measured-boot")
 	f.StringVar(&o.name, "release", "", "`NAME` of the release in verdicts")
 	f.StringArrayVar(&o.certs, "cert", nil, "certificate whose manifests count, PEM or DER `FILE`; may be repeated")
 	f.StringArrayVar(&o.cas, "ca", nil, "each --cert has to be signed by a CA of `FILE`; may be repeated")
@@ -91,7 +94,7 @@ func (o *releaseFlags) read() (*release, error) {
 	for _, f := range []struct {
 		path string
 		to   *json.RawMessage
-	}{{o.runtime, &r.Runtime}, {o.tpm, &r.TPM}} {
+	}{{o.runtime, &r.Runtime}, {o.tpm, &r.TPM}, {o.mb, &r.MB}} {
 		if f.path == "" {
 			continue
 		}
@@ -139,7 +142,7 @@ func parseRelease(text []byte) (*release, error) {
 	if err := json.Unmarshal(text, &probe); err != nil {
 		return nil, err
 	}
-	if probe.Schema == "" && probe.Digests != nil {
+	if probe.Schema == "" && (probe.Digests != nil || appraise.IsEnvelope(text)) {
 		return &release{Schema: schemaPolicy, Runtime: text}, nil
 	}
 	var r release
@@ -174,7 +177,14 @@ func compile(trusted []*x509.Certificate, releases ...namedRelease) (*appraise.R
 		if !ruled && r.Rules != "" {
 			rules, ruled = parsed, true
 		}
-		one := appraise.Release{Name: r.name, Keylime: r.Runtime, TPMPolicy: r.TPM}
+		runtime, err := appraise.RuntimePolicy(r.Runtime, trusted)
+		if errors.Is(err, appraise.ErrUnsigned) {
+			return nil, &exitError{exitNotAuthentic, fmt.Errorf("%s: runtime policy: %w", r.name, err)}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: runtime policy: %w", r.name, err)
+		}
+		one := appraise.Release{Name: r.name, Keylime: runtime, TPMPolicy: r.TPM, MBPolicy: r.MB}
 		for i, text := range r.Manifests {
 			m, err := openManifestText(text, trusted)
 			if err != nil {

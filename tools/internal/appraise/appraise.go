@@ -35,6 +35,7 @@ func Appraise(c *evidence.Claims, ref *Reference, prev State) (Verdict, State, e
 		return v, prev, nil
 	}
 	j.firmware()
+	j.booted()
 	return j.verdict(), State{j.state}, nil
 }
 
@@ -47,11 +48,12 @@ func begin(c *evidence.Claims, ref *Reference, prev State) (state, bool) {
 	if c.First() == 0 {
 		// The whole list again. The firmware's log may not have come again.
 		s.SecureBoot = prev.s.SecureBoot
+		s.Booted, s.Unbooted, s.BootMisfits = prev.s.Booted, prev.s.Unbooted, prev.s.BootMisfits
 		return s, true
 	}
 	s = prev.s
 	s.Misfits, s.Left = slices.Clone(s.Misfits), slices.Clone(s.Left)
-	s.Listed, s.Notes = slices.Clone(s.Listed), slices.Clone(s.Notes)
+	s.Listed, s.Notes, s.BootMisfits = slices.Clone(s.Listed), slices.Clone(s.Notes), slices.Clone(s.BootMisfits)
 	return s, c.First() == s.Next
 }
 

@@ -31,9 +31,10 @@ const (
 	CodeAggregate      Code = "boot_aggregate_mismatch" // it is not that of the quoted PCRs
 	CodeAggregateAgain Code = "boot_aggregate_again"    // a kexec, which the rules do not allow
 
-	CodePCR        Code = "pcr_mismatch" // a quoted PCR has none of the allowed values
-	CodeSecureBoot Code = "secure_boot"  // the firmware's log says that Secure Boot was off, or does not say it
-	CodeList       Code = "ima_log"      // the list changed after it was verified
+	CodePCR          Code = "pcr_mismatch"  // a quoted PCR has none of the allowed values
+	CodeMeasuredBoot Code = "measured_boot" // the firmware's log does not fit Keylime's measured boot policy
+	CodeSecureBoot   Code = "secure_boot"   // the firmware's log says that Secure Boot was off, or does not say it
+	CodeList         Code = "ima_log"       // the list changed after it was verified
 )
 
 // Codes of reasons that leave a device unverified.

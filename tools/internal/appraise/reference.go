@@ -29,6 +29,7 @@ type Release struct {
 	Files     []iter.Seq2[manifest.Entry, error]
 	Keylime   []byte // runtime policy of Keylime, JSON version 1; nil: none
 	TPMPolicy []byte // tpm_policy of Keylime, JSON; nil: none
+	MBPolicy  []byte // reference state of Keylime's measured boot policy "example", JSON; nil: none
 }
 
 // Reference is what devices are compared with. It never changes, and may be used by many
@@ -47,7 +48,14 @@ type Reference struct {
 	any      map[string]mask // names of buffers
 	anyKey   map[string]mask // names of keyrings of Keylime's policies; "*" is any
 	pins     []pin
+	boots    []boot // in the order of the releases
 	warnings []string
+}
+
+// boot is how a release has to be booted.
+type boot struct {
+	release int
+	state   *refstate
 }
 
 type pattern struct {
@@ -113,7 +121,7 @@ func (r *Reference) Warnings() []string { return slices.Clone(r.warnings) }
 func (r *Reference) Size() int { return r.table.size() }
 
 // Firmware says whether the first quote of a boot has to come with the firmware's log.
-func (r *Reference) Firmware() bool { return r.rules.Firmware.SecureBoot }
+func (r *Reference) Firmware() bool { return r.rules.Firmware.SecureBoot || len(r.boots) > 0 }
 
 // Selection is the PCRs that have to be quoted, given the names of the banks that the
 // device has; without any, those that are needed whatever it has.
@@ -124,6 +132,9 @@ func (r *Reference) Selection(available ...string) evidence.Selection {
 	}
 	if r.rules.WeakDigests && r.bank != ima.SHA1 && slices.Contains(available, "sha1") {
 		s["sha1"] = []int{0, 1, 2, 3, 4, 5, 6, 7} // for a boot_aggregate of that kind
+	}
+	if len(r.boots) > 0 {
+		s[r.bank.String()] = append(s[r.bank.String()], mokPCR)
 	}
 	for _, p := range r.pins {
 		for hash := range p.values {
@@ -182,6 +193,14 @@ func (c *compiler) release(i int, r Release) error {
 	}
 	if len(c.files.offsets) == before && keys == 0 {
 		return errors.New("it has no digest of any file, so that nothing could fit it")
+	}
+	if r.MBPolicy != nil {
+		state, err := parseRefstate(r.MBPolicy)
+		if err != nil {
+			return err
+		}
+		c.boots = append(c.boots, boot{i, state})
+		c.write(refstateID(r.MBPolicy))
 	}
 	if r.TPMPolicy != nil {
 		pins, err := parseTPMPolicy(r.TPMPolicy)

@@ -42,6 +42,10 @@ type state struct {
 	Required   mask      `json:"required"` // by their number: files that were measured
 	SecureBoot firmState `json:"secureBoot"`
 	Counts     Counts    `json:"counts"`
+
+	Booted      bool         `json:"booted,omitempty"`   // the firmware's log was judged by the reference states
+	Unbooted    mask         `json:"unbooted,omitempty"` // releases whose reference state it does not fit
+	BootMisfits []bootMisfit `json:"bootMisfits,omitempty"`
 }
 
 // firmState is what the firmware's log says of Secure Boot.
@@ -137,6 +141,14 @@ func (s *state) check() error {
 	case secureUnknown, secureOn, secureOff:
 	default:
 		return fmt.Errorf("secure boot is %.20q", s.SecureBoot)
+	}
+	if !s.Booted && (s.Unbooted != 0 || len(s.BootMisfits) > 0) || n < maxReleases && s.Unbooted>>n != 0 || len(s.BootMisfits) > n*maxBootReasons {
+		return errors.New("what is said of the boot does not fit together")
+	}
+	for _, m := range s.BootMisfits {
+		if m.Release < 0 || !s.Unbooted.has(m.Release) || len(m.Why) > maxBootReason {
+			return errors.New("a reason why a boot does not fit is out of bounds")
+		}
 	}
 	for _, l := range [][]misfit{s.Listed, s.Notes} {
 		for _, m := range l {

@@ -96,7 +96,9 @@ func (j *judge) verdict() Verdict {
 	s := &j.state
 	v := Verdict{Schema: Schema, Status: Trusted, Policy: hex.EncodeToString(j.ref.digest[:]), Counts: s.Counts, Reasons: []Reason{}}
 	pinned, unquoted := j.pinned()
-	fits := s.Fits & pinned
+	unbooted, unknown := j.unbooted()
+	fits := s.Fits & pinned &^ unbooted
+	unquoted |= unknown
 	v.Releases = j.ref.list(fits &^ unquoted)
 	nearest := s.nearest()
 	if best := fits &^ unquoted; best != 0 {
@@ -110,9 +112,13 @@ func (j *judge) verdict() Verdict {
 		v.refuse(j.misfits(nearest)...)
 		v.Omitted = max(0, s.Misfits[nearest]-len(v.Reasons))
 		v.refuse(j.pinReasons(nearest)...)
+		v.refuse(j.bootReasons(nearest)...)
 	} else if fits&^unquoted == 0 {
 		for _, r := range j.pinReasons(nearest) {
 			v.doubt(r)
+		}
+		if unknown != 0 && !j.ref.rules.Firmware.SecureBoot {
+			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the verifier has to ask for the firmware's event log with the first quote of a boot"})
 		}
 	}
 	j.demands(&v)

@@ -171,7 +171,8 @@ func (s *Store) DeletePolicy(ctx context.Context, name, actor string, now time.T
 			return err
 		}
 		var device string
-		err := t.get([]any{&device}, `SELECT device FROM device_policy WHERE policy = $1 LIMIT 1`, name)
+		err := t.get([]any{&device}, `SELECT device FROM device_policy WHERE policy = $1
+			UNION ALL SELECT device FROM keylime_agent WHERE runtime = $1 LIMIT 1`, name)
 		if err == nil {
 			return fmt.Errorf("by device %s: %w", device, ErrInUse)
 		}
