@@ -38,7 +38,7 @@ var mayImport = []struct {
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"internal/appraise", "internal/config internal/ima internal/bootlog internal/manifest internal/evidence"},
-	{"internal/server", "internal/manifest internal/evidence internal/appraise internal/store internal/notice"},
+	{"internal/server", "internal/payload internal/manifest internal/evidence internal/appraise internal/store internal/notice"},
 	{"attest-verifier", "internal/config internal/keys internal/evidence internal/store internal/server internal/notice"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},

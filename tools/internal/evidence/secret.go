@@ -32,6 +32,9 @@ type SecretKey struct {
 	key  *ecdh.PublicKey
 }
 
+// Name is the TPM's name of the key.
+func (k *SecretKey) Name() []byte { return bytes.Clone(k.name) }
+
 // SecretQualifier is what qualifies the certification of a key for secrets: the device and
 // the challenge of the attestation that was just accepted. What was certified for another
 // device or before that attestation, is so of no use.

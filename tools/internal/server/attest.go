@@ -20,6 +20,8 @@ type known struct {
 	State evidence.State `json:"state"`
 	Boot  time.Time      `json:"boot"`            // as the agent said with that attestation
 	Whole bool           `json:"whole,omitempty"` // ask for the list from its beginning
+	// Challenge is of the attestation that made the device trusted: what asks for secrets names it.
+	Challenge []byte `json:"challenge,omitempty"`
 }
 
 // pending is an attestation that was negotiated.
@@ -179,6 +181,9 @@ func (s *Server) attest(c *call) error {
 	s.metrics.attestation(string(out.status), time.Since(began))
 	accepted := evidence.NewDocument(strconv.FormatInt(out.index, 10), evidence.Accepted{Stage: "evaluating_evidence", Evidence: []evidence.Item{}, System: out.system})
 	accepted.Meta = &evidence.Meta{Next: s.next(out.again), Verdict: out.verdict}
+	if accepted.Meta.Secrets, err = s.secretsTag(c.Context(), c.who.device, out.status); err != nil {
+		return err
+	}
 	return c.push(http.StatusAccepted, accepted)
 }
 

@@ -212,7 +212,7 @@ func (s *Server) askWhole(c *call, st *store.State, out *outcome, j judgement) (
 // keep stores a judgement, in one transaction with the counters of the quote.
 func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j judgement, out *outcome) error {
 	r := store.Result{Status: j.status, Codes: codesOf(j.verdict), Fitted: j.verdict.Release, At: c.now, Due: c.now.Add(s.due()),
-		Appraise: j.appraise, Index: st.Pending.Index}
+		Appraise: j.appraise, Index: st.Pending.Index, Notices: s.tell(st.Verdict.Status, j.status)}
 	if j.status != store.Trusted {
 		r.Fitted = ""
 	}
@@ -226,6 +226,9 @@ func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j j
 		r.Counters = &store.Counters{Reset: clock.ResetCount, Restart: clock.RestartCount, Clock: clock.Milliseconds}
 	} else {
 		next.Boot = k.Boot
+	}
+	if j.status == store.Trusted {
+		next.Challenge = challengeOf(&b.Asked)
 	}
 	if r.Evidence, err = json.Marshal(next); err != nil {
 		return err

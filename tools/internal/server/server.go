@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -27,11 +28,13 @@ type Options struct {
 	// ClientCA are the issuers of operators' client certificates; empty: tokens only. The
 	// role is the certificate's organizational unit, "operator" or "admin".
 	ClientCA []*x509.Certificate
+	TenantCA []*x509.Certificate // issuers of the certificates of Keylime's tenants; see [Tenant]
 
 	EKCA     *evidence.CAStore // certificates of TPM manufacturers; nil: none can be verified
 	TOFU     bool              // enrol a TPM whose certificate cannot be verified, with an alarm
 	AnyID    bool              // a device may choose its id; else it is the hash of its EK
 	Releases []*x509.Certificate
+	Secrets  *SecretKeys // nil: no secrets are taken or given
 	// Policies are assigned to a device that no operator has named before it enrols.
 	Policies []string
 
@@ -41,6 +44,8 @@ type Options struct {
 	SessionLifetime   time.Duration
 	KeepTrusted       time.Duration // evidence of events that left a device trusted
 	KeepOthers        time.Duration // all other evidence
+
+	Notices Notices
 
 	Limits Limits
 
@@ -55,6 +60,7 @@ type Limits struct {
 	RequestsDevice  int   // a minute from one device; never less than the interval needs
 	Replays         int   // judgements of a whole list at a time
 	ReferenceMemory int64 // bytes of compiled policies
+	Waiters         int   // devices that wait for notices at a time
 }
 
 func (o *Options) defaults() {
@@ -72,6 +78,7 @@ func (o *Options) defaults() {
 	o.Limits.RequestsDevice = max(o.Limits.RequestsDevice, int(6*time.Minute/o.Interval))
 	set(&o.Limits.Replays, 4)
 	set(&o.Limits.ReferenceMemory, 512<<20)
+	set(&o.Limits.Waiters, 20_000)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -91,6 +98,7 @@ func set[T comparable](to *T, value T) {
 type Server struct {
 	Options
 	operators *x509.CertPool
+	tenants   *x509.CertPool
 	refs      *references
 	aks       *akCache
 	judge     judgeFunc
@@ -102,6 +110,10 @@ type Server struct {
 	queue    chan struct{} // whole lists that wait to be judged
 	replays  chan struct{} // and that are
 	metrics  *metrics
+
+	alarms  *alarms
+	senders []sender
+	told    []store.Notice // who is told when a verdict turns bad
 }
 
 // New returns a server. It opens nothing; see [Server.Handler] and [Listen].
@@ -116,29 +128,51 @@ func New(o Options) (*Server, error) {
 		bodies: make(chan struct{}, 4*o.Limits.Replays), queue: make(chan struct{}, 16*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
 		metrics: newMetrics(), aks: newAKCache(),
 	}
-	s.refs = newReferences(o.Store, o.Releases, o.Limits.ReferenceMemory, o.Now)
-	if len(o.ClientCA) > 0 {
-		s.operators = x509.NewCertPool()
-		for _, c := range o.ClientCA {
-			s.operators.AddCert(c)
-		}
+	s.alarms = newAlarms(o.Limits.Waiters)
+	if err := s.addSenders(); err != nil {
+		return nil, err
 	}
+	s.refs = newReferences(o.Store, o.Releases, o.Limits.ReferenceMemory, o.Now)
+	s.operators, s.tenants = poolOf(o.ClientCA), poolOf(o.TenantCA)
 	return s, nil
 }
 
+// poolOf is nil without certificates: nobody is known by one then.
+func poolOf(certs []*x509.Certificate) *x509.CertPool {
+	if len(certs) == 0 {
+		return nil
+	}
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
 // Run does what is due without a request, until ctx ends: it notes devices that became
-// overdue, and forgets what is older than it has to be. An error of the database is logged
+// overdue, tells others of bad verdicts, and forgets what is older than it has to be. An error of the database is logged
 // and the work tried again; no verdict depends on it.
 func (s *Server) Run(ctx context.Context) {
 	sweep, prune := time.NewTicker(10*time.Second), time.NewTicker(time.Hour)
 	defer sweep.Stop()
 	defer prune.Stop()
+	var others sync.WaitGroup
+	defer others.Wait()
+	others.Go(func() { s.watchAlarms(ctx) })
+	for _, x := range s.senders {
+		others.Go(func() { s.deliver(ctx, x) })
+	}
+	began := s.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-sweep.C:
-			s.sweep(ctx)
+			// A device may be late because there was no verifier to come to: nobody is
+			// told before each had the time to come back.
+			if len(s.told) == 0 || s.Now().Sub(began) > s.due() {
+				s.sweep(ctx)
+			}
 		case <-prune.C:
 			s.prune(ctx)
 		}
@@ -149,7 +183,7 @@ const batch = 1000 // rows of one transaction
 
 func (s *Server) sweep(ctx context.Context) {
 	for ctx.Err() == nil {
-		events, err := s.Store.SweepOverdue(ctx, s.Now(), batch, nil)
+		events, err := s.Store.SweepOverdue(ctx, s.Now(), batch, s.told)
 		for _, e := range events {
 			s.Log.Warn("device overdue", "device", e.Device, "event", e.Seq)
 		}
@@ -166,6 +200,9 @@ func (s *Server) prune(ctx context.Context) {
 	for ctx.Err() == nil {
 		now := s.Now()
 		n, err := s.Store.Prune(ctx, now.Add(-s.KeepTrusted), now.Add(-s.KeepOthers), now, batch)
+		if err == nil && len(s.told) > 0 {
+			_, err = s.Store.PruneAlarms(ctx, now.Add(-s.KeepOthers), batch)
+		}
 		if err != nil {
 			s.Log.Error("prune", "error", err)
 		}
