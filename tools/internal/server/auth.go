@@ -49,7 +49,7 @@ func (s *Server) admit(c *call, roles []Role) error {
 		return nil
 	case who.role == Admin && (slices.Contains(roles, Admin) || slices.Contains(roles, Operator)):
 		return nil
-	case who.role == Operator && slices.Contains(roles, Operator):
+	case (who.role == Operator || who.role == Tenant) && slices.Contains(roles, who.role):
 		return nil
 	}
 	return fail(http.StatusForbidden, "role", "this is not for the role %s", who.role)
@@ -73,10 +73,14 @@ func (s *Server) identify(c *call) (caller, error) {
 		}
 		return s.bearer(c, sha256.Sum256([]byte(token)), token)
 	}
-	if c.TLS == nil || len(c.TLS.PeerCertificates) == 0 || s.operators == nil {
+	if c.TLS == nil || len(c.TLS.PeerCertificates) == 0 || s.operators == nil && s.tenants == nil {
 		return caller{}, errNoCredentials
 	}
-	return s.certified(c.TLS.PeerCertificates, c.now)
+	who, err := s.certified(c.TLS.PeerCertificates, c.now)
+	if err != nil && s.isTenant(c.TLS.PeerCertificates, c.now) {
+		return caller{role: Tenant, name: "tenant:" + printable(c.TLS.PeerCertificates[0].Subject.CommonName)}, nil
+	}
+	return who, err
 }
 
 var errToken = fail(http.StatusUnauthorized, "token", "the token is unknown or has expired")
@@ -112,6 +116,9 @@ func operatorOf(role, name string) (caller, error) {
 // certified checks a client certificate. TLS has proven that the client has its key; who
 // issued it is looked at here, so that an agent may show a certificate that nobody asked for.
 func (s *Server) certified(chain []*x509.Certificate, now time.Time) (caller, error) {
+	if s.operators == nil {
+		return caller{}, errNoCredentials // an empty pool would stand for that of the system
+	}
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)

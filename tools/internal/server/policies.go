@@ -79,6 +79,9 @@ func (s *Server) putPolicy(c *call) error {
 		if err := s.Store.ActivatePolicy(c.Context(), name, []int64{ref.Version}, false, c.who.name, c.now); err != nil {
 			return err
 		}
+		if err := s.rederive(c, name); err != nil {
+			return err
+		}
 	}
 	c.w.Header().Set("Location", fmt.Sprintf("/api/v1/policies/%s/versions/%d", name, ref.Version))
 	return c.json(http.StatusCreated, answer)
@@ -122,6 +125,9 @@ func (s *Server) activatePolicy(c *call) error {
 		return fail(http.StatusForbidden, "role", "a downgrade is for the role admin")
 	}
 	if err := s.Store.ActivatePolicy(c.Context(), c.PathValue("name"), m.Versions, m.Downgrade, c.who.name, c.now); err != nil {
+		return err
+	}
+	if err := s.rederive(c, c.PathValue("name")); err != nil {
 		return err
 	}
 	return s.showPolicy(c)

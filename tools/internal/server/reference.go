@@ -212,6 +212,7 @@ type policyDocument struct {
 	Manifests []string        `json:"manifests,omitempty"` // that attest sign wrote, each as it stands in its file
 	Runtime   json.RawMessage `json:"runtime_policy,omitempty"`
 	TPM       json.RawMessage `json:"tpm_policy,omitempty"`
+	MB        json.RawMessage `json:"mb_policy,omitempty"` // reference state of Keylime's measured boot policy "example"
 }
 
 // parsePolicy reads a body, which may also be a bare runtime policy of Keylime.
@@ -223,7 +224,7 @@ func parsePolicy(body []byte) (*policyDocument, error) {
 	if err := json.Unmarshal(body, &probe); err != nil {
 		return nil, errors.New("not a JSON object")
 	}
-	if _, ours := probe["schema"]; !ours && probe["digests"] != nil {
+	if _, ours := probe["schema"]; !ours && (probe["digests"] != nil || appraise.IsEnvelope(body)) {
 		return &policyDocument{Schema: schemaPolicy, Runtime: body}, nil
 	}
 	d := &policyDocument{}
@@ -261,7 +262,11 @@ func compile(names []string, docs []*policyDocument, trusted []*x509.Certificate
 		if !ruled && d.Rules != "" {
 			rules, ruled = r, true
 		}
-		release := appraise.Release{Name: strings.TrimSpace(names[i] + " " + d.Release), Keylime: d.Runtime, TPMPolicy: d.TPM}
+		runtime, err := appraise.RuntimePolicy(d.Runtime, trusted)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: %w", names[i], err)
+		}
+		release := appraise.Release{Name: strings.TrimSpace(names[i] + " " + d.Release), Keylime: runtime, TPMPolicy: d.TPM, MBPolicy: d.MB}
 		for n, text := range d.Manifests {
 			m, err := openManifest(text, trusted)
 			if err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,7 @@ func TestDocument(t *testing.T) {
 		OpenAPI string `json:"openapi"`
 		Paths   map[string]map[string]struct {
 			Roles      []Role `json:"x-roles"`
+			Verifier   []Role `json:"x-verifier-roles"` // where the registrar has the same route for others
 			Parameters []struct{ Name, In string }
 			Responses  map[string]any
 		} `json:"paths"`
@@ -37,20 +39,23 @@ func TestDocument(t *testing.T) {
 			documented[strings.ToUpper(method)+" "+path] = true
 		}
 	}
-	for _, r := range slices.Concat(registrarRoutes, verifierRoutes) {
+	for i, r := range slices.Concat(registrarRoutes, verifierRoutes) {
 		o, ok := doc.Paths[r.path][strings.ToLower(r.method)]
 		if !ok {
 			t.Errorf("%s %s is not in the document", r.method, r.path)
 			continue
 		}
 		delete(documented, r.method+" "+r.path)
+		if i >= len(registrarRoutes) && o.Verifier != nil {
+			o.Roles = o.Verifier
+		}
 		if !slices.Equal(o.Roles, r.roles) {
 			t.Errorf("%s %s: for %v in the document, for %v in the table", r.method, r.path, o.Roles, r.roles)
 		}
 		for _, part := range strings.Split(r.path, "/") {
 			name, wild := strings.CutPrefix(part, "{")
 			name = strings.TrimSuffix(name, "}")
-			if wild && !slices.ContainsFunc(o.Parameters, func(p struct{ Name, In string }) bool { return p.Name == name && p.In == "path" }) {
+			if wild && name != "$" && !slices.ContainsFunc(o.Parameters, func(p struct{ Name, In string }) bool { return p.Name == name && p.In == "path" }) {
 				t.Errorf("%s %s: {%s} is not described", r.method, r.path, name)
 			}
 		}
@@ -78,7 +83,9 @@ func (w *world) credentials(device *machine) []credential {
 	foreign := newPKI(w.t).issue(w.t, pkix.Name{CommonName: "adm", OrganizationalUnit: []string{"admin"}}, time.Hour)
 	none := func(r Role) bool { return r == Public }
 	operators := func(r Role) bool { return r == Public || r == Operator }
-	admins := func(r Role) bool { return r != Device }
+	admins := func(r Role) bool { return r == Public || r == Operator || r == Admin }
+	tenants := newPKI(w.t)
+	w.s.tenants = poolOf([]*x509.Certificate{tenants.ca})
 	with := func(c tls.Certificate) *http.Client { return w.pki.client(c) }
 	past := w.clock.Now().Add(-48 * time.Hour)
 	old, _, err := AddToken(w.t.Context(), w.store, "old", Admin, 1, "test", past)
@@ -95,6 +102,9 @@ func (w *world) credentials(device *machine) []credential {
 		{"certificate of an operator", "", with(operator), operators, http.StatusForbidden},
 		{"certificate of an admin", "", with(admin), admins, http.StatusForbidden},
 		{"expired certificate", "", with(expired), none, http.StatusUnauthorized},
+		{"certificate of a tenant", "", with(tenants.issue(w.t, pkix.Name{CommonName: "tenant"}, time.Hour)),
+			func(r Role) bool { return r == Public || r == Tenant }, http.StatusForbidden},
+		{"expired certificate of a tenant", "", with(tenants.issue(w.t, pkix.Name{CommonName: "tenant"}, -time.Hour)), none, http.StatusUnauthorized},
 		{"certificate without a role", "", with(nobody), none, http.StatusForbidden},
 		{"certificate of another CA", "", with(foreign), none, http.StatusUnauthorized},
 	}
@@ -112,10 +122,14 @@ func TestRoutes(t *testing.T) {
 		for url, routes := range map[string][]route{w.registrar: registrarRoutes, w.verifier: verifierRoutes} {
 			for _, r := range routes {
 				may := slices.ContainsFunc(r.roles, c.may)
-				path := strings.NewReplacer("{version}", "v3.0", "{id}", m.id, "{name}", "x", "{index}", "latest", "{session}", "x",
+				version := "v3.0"
+				if slices.Contains(r.roles, Tenant) {
+					version = "v2.6"
+				}
+				path := strings.NewReplacer("{$}", "", "{version}", version, "{id}", m.id, "{name}", "x", "{index}", "latest", "{session}", "x",
 					"{digest}", strings.Repeat("00", 32), "{policyVersion}", "1").Replace(r.path)
-				if may && r.method == "DELETE" && strings.HasPrefix(path, "/api/v1/devices/") {
-					path = "/api/v1/devices/nobody" // the device is still needed
+				if may && r.method == "DELETE" && strings.HasSuffix(r.path, "s/{id}") {
+					path = strings.Replace(path, m.id, "nobody", 1) // the device is still needed
 				}
 				a, err := w.try(c.client, r.method, url+path, c.token, []byte("{}"))
 				if err != nil {
@@ -138,7 +152,8 @@ func TestRoutes(t *testing.T) {
 
 // denies says whether an answer 403 is about the caller, and not about the request.
 func denies(body []byte) bool {
-	return slices.ContainsFunc([]string{`"role"`, `"other_device"`}, func(code string) bool { return strings.Contains(string(body), `"code":`+code) })
+	return slices.ContainsFunc([]string{`"code":"role"`, `"code":"other_device"`, "not for the role", "names no role"},
+		func(text string) bool { return strings.Contains(string(body), text) })
 }
 
 // TestVersions: Keylime's clients find out by these codes which version to speak.

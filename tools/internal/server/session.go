@@ -6,13 +6,14 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
 func (s *Server) verifierVersion(c *call) error {
-	return keylime(c, evidence.Versions{Current: "3.0", Supported: supported["3"]})
+	return keylime(c, evidence.Versions{Current: "3.0", Supported: slices.Concat(supported["2"], supported["3"])})
 }
 
 // newSession gives a challenge to whoever asks in the name of a device. That costs the
