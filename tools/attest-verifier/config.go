@@ -68,6 +68,9 @@ type settings struct {
 	Policy struct {
 		Certificates []string `toml:"certificates" help:"PEM or DER files: whose signatures of manifests count"`
 	} `toml:"policy"`
+	Keylime struct {
+		ClientCA string `toml:"client_ca" help:"PEM file: who issues the certificates of Keylime's tenants; \"\": no tenant is answered"`
+	} `toml:"keylime"`
 	Evidence struct {
 		KeepTrusted duration `toml:"keep_trusted" help:"evidence of verdicts that were good"`
 		KeepOthers  duration `toml:"keep_others" help:"all other evidence"`

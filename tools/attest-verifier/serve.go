@@ -61,6 +61,12 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 			return o, err
 		}
 	}
+	if s.Keylime.ClientCA != "" {
+		var err error
+		if o.TenantCA, err = keys.ReadCertificates(s.Keylime.ClientCA); err != nil {
+			return o, err
+		}
+	}
 	for _, path := range s.Policy.Certificates {
 		certs, err := keys.ReadCertificates(path)
 		if err != nil {
@@ -149,6 +155,9 @@ func open(ctx context.Context, s *settings, srv *server.Server, pair *certificat
 		all := map[string]*x509.Certificate{"server": pair.current().Leaf}
 		for i, ca := range srv.ClientCA {
 			all[fmt.Sprintf("client_ca_%d", i)] = ca
+		}
+		for i, ca := range srv.TenantCA {
+			all[fmt.Sprintf("keylime_client_ca_%d", i)] = ca
 		}
 		for i, c := range srv.Releases {
 			all[fmt.Sprintf("release_%d", i)] = c
