@@ -45,6 +45,7 @@ var mayImport = []struct {
 	{"attest-labels", "internal/ima internal/labellist"},
 	{"attest-agent", "internal/config internal/wire internal/ima internal/manifest internal/rootfs internal/payload internal/tpm internal/evidence internal/notice"},
 	{"oemodules", ""},
+	{"keylimetest", ""},
 	{"boottest/vm", ""},
 	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
