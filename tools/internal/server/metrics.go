@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
 	"io"
@@ -47,10 +48,11 @@ type metrics struct {
 	requests     map[requestKey]int64
 	latency      histogram
 	attestations map[string]*histogram // by result
+	notices      map[noticeKey]int64
 }
 
 func newMetrics() *metrics {
-	return &metrics{requests: map[requestKey]int64{}, attestations: map[string]*histogram{}}
+	return &metrics{requests: map[requestKey]int64{}, attestations: map[string]*histogram{}, notices: map[noticeKey]int64{}}
 }
 
 func (m *metrics) request(listener, method, path string, status int, took time.Duration) {
@@ -91,6 +93,7 @@ func (s *Server) Operations(certificates func() map[string]*x509.Certificate) ht
 			s.Log.Error("count devices", "error", err)
 		}
 		s.metrics.write(w, counts, err == nil, s.refs)
+		s.writeNotices(r.Context(), w)
 		writeExpiry(w, certificates())
 	})
 	return mux
@@ -133,6 +136,36 @@ func (m *metrics) write(w io.Writer, devices map[store.Status]int64, up bool, re
 		return slices.Compare([]string{a.listener, a.path, a.method, fmt.Sprint(a.status)}, []string{b.listener, b.path, b.method, fmt.Sprint(b.status)})
 	}) {
 		fmt.Fprintf(w, "attest_requests_total{listener=%q,method=%q,path=%q,status=\"%d\"} %d\n", k.listener, k.method, k.path, k.status, m.requests[k])
+	}
+}
+
+type noticeKey struct{ target, result string }
+
+// sent counts an attempt to deliver a notice.
+func (m *metrics) sent(target, result string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.notices[noticeKey{target, result}]++
+}
+
+// writeNotices writes what became of notices. How many wait is only known to the database.
+func (s *Server) writeNotices(ctx context.Context, w io.Writer) {
+	head := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
+	if waiting, dead, err := s.Store.CountJobs(ctx); err == nil {
+		head("attest_notices", "gauge", "Notices that are not delivered yet, and dead letters.")
+		fmt.Fprintf(w, "attest_notices{state=\"waiting\"} %d\nattest_notices{state=\"dead\"} %d\n", waiting, dead)
+	} else {
+		s.Log.Error("count notices", "error", err)
+	}
+	head("attest_notice_waiters", "gauge", "Devices that wait for notices at this replica.")
+	fmt.Fprintf(w, "attest_notice_waiters %d\n", s.alarms.waiting())
+	s.metrics.mu.Lock()
+	defer s.metrics.mu.Unlock()
+	head("attest_notice_attempts_total", "counter", "Attempts to deliver notices, by target and result.")
+	for _, k := range slices.SortedFunc(maps.Keys(s.metrics.notices), func(a, b noticeKey) int {
+		return slices.Compare([]string{a.target, a.result}, []string{b.target, b.result})
+	}) {
+		fmt.Fprintf(w, "attest_notice_attempts_total{target=%q,result=%q} %d\n", k.target, k.result, s.metrics.notices[k])
 	}
 }
 
