@@ -31,6 +31,8 @@ type DeviceView struct {
 	Certificates []byte            `json:"ek_certificates,omitempty"` // DER after DER
 	// Alarm says why nobody vouches for the TPM; with one device only.
 	Alarm   string      `json:"alarm,omitempty"`
+	Model   string      `json:"model,omitempty"` // push, pull; with one device only
+	Poll    *PollView   `json:"poll,omitempty"`  // of one that is polled
 	Verdict VerdictView `json:"verdict"`
 }
 
@@ -111,6 +113,9 @@ func (s *Server) showDevice(c *call) error {
 	}
 	v := deviceView(d)
 	v.Alarm = s.unproved(d, c)
+	if v.Model, v.Poll, err = s.pollView(c, d.ID); err != nil {
+		return err
+	}
 	return c.json(http.StatusOK, v)
 }
 
@@ -124,6 +129,7 @@ type newDevice struct {
 	Group    string            `json:"group,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Policies []string          `json:"policies,omitempty"`
+	modelChange
 }
 
 func (s *Server) addDevice(c *call) error {
@@ -145,10 +151,17 @@ func (s *Server) addDevice(c *call) error {
 	if err := evidence.CheckID(d.ID); err != nil {
 		return err
 	}
+	remodel, err := s.checkModel(m.modelChange)
+	if err != nil {
+		return err
+	}
 	if err := s.Store.AddDevice(c.Context(), d, c.who.name, c.now); err != nil {
 		if errors.Is(err, store.ErrNotFound) {
 			return fail(http.StatusBadRequest, "policy", "there is no policy of this name")
 		}
+		return err
+	}
+	if err := remodel(c, d.ID); err != nil {
 		return err
 	}
 	c.w.Header().Set("Location", "/api/v1/devices/"+d.ID)
@@ -156,7 +169,11 @@ func (s *Server) addDevice(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusCreated, deviceView(added))
+	v := deviceView(added)
+	if v.Model, v.Poll, err = s.pollView(c, d.ID); err != nil {
+		return err
+	}
+	return c.json(http.StatusCreated, v)
 }
 
 // key reads the EK, and returns the id that its device has by itself, "" if no key is given.
@@ -204,18 +221,28 @@ func (m *newDevice) key(k *store.Key) (own string, err error) {
 }
 
 func (s *Server) changeDevice(c *call) error {
-	var m store.Change
+	var m struct {
+		store.Change
+		modelChange
+	}
 	if err := c.decode(&m); err != nil {
+		return err
+	}
+	remodel, err := s.checkModel(m.modelChange)
+	if err != nil {
 		return err
 	}
 	id := c.PathValue("id")
 	if _, err := s.Store.Device(c.Context(), id, c.now); err != nil {
 		return err
 	}
-	if err := s.Store.UpdateDevice(c.Context(), id, m, c.who.name, c.now); err != nil {
+	if err := s.Store.UpdateDevice(c.Context(), id, m.Change, c.who.name, c.now); err != nil {
 		if errors.Is(err, store.ErrNotFound) {
 			return fail(http.StatusBadRequest, "policy", "there is no policy of this name")
 		}
+		return err
+	}
+	if err := remodel(c, id); err != nil {
 		return err
 	}
 	return s.showDevice(c)

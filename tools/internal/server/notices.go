@@ -69,6 +69,9 @@ func (s *Server) addSenders() error {
 		}
 		s.senders = append(s.senders, sender{"webhook:" + w.Name, 4, hook.send})
 	}
+	if s.Pull.RevocationKey != nil {
+		s.senders = append(s.senders, sender{targetRevocation, 8, s.sendRevocation})
+	}
 	for _, x := range s.senders {
 		s.told = append(s.told, store.Notice{Target: x.target})
 	}

@@ -46,6 +46,7 @@ type Options struct {
 	KeepOthers        time.Duration // all other evidence
 
 	Notices Notices
+	Pull    Pull
 
 	Limits Limits
 
@@ -79,6 +80,7 @@ func (o *Options) defaults() {
 	set(&o.Limits.Replays, 4)
 	set(&o.Limits.ReferenceMemory, 512<<20)
 	set(&o.Limits.Waiters, 20_000)
+	set(&o.Pull.Parallel, 32)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -161,6 +163,9 @@ func (s *Server) Run(ctx context.Context) {
 	others.Go(func() { s.watchAlarms(ctx) })
 	for _, x := range s.senders {
 		others.Go(func() { s.deliver(ctx, x) })
+	}
+	if s.Pull.Certificate != nil {
+		others.Go(func() { s.pollAll(ctx) })
 	}
 	began := s.Now()
 	for {

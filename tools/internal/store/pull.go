@@ -67,7 +67,7 @@ type PullResult struct {
 }
 
 // SetPull makes device one that is polled, or changes how, and has it polled at once. A
-// share replaces the one before; without one nothing is handed over.
+// share replaces the one before; nil leaves it as it is.
 func (s *Store) SetPull(ctx context.Context, device string, p PullSettings, actor string, now time.Time) error {
 	if err := errors.Join(CheckID(device), p.check()); err != nil {
 		return fmt.Errorf("poll device: %w", err)
@@ -85,8 +85,8 @@ func (t *tx) setPull(device string, p PullSettings, actor string, now time.Time)
 	}
 	_, err := t.exec(`INSERT INTO pull (device, contact, version, share, handed, next_at, claim, failures, error)
 		VALUES ($1, $2, $3, $4, 0, $5, 0, 0, '')
-		ON CONFLICT (device) DO UPDATE SET contact = excluded.contact, version = excluded.version, share = excluded.share,
-		handed = 0, next_at = excluded.next_at, claim = pull.claim + 1, failures = 0, error = ''`,
+		ON CONFLICT (device) DO UPDATE SET contact = excluded.contact, version = excluded.version, share = COALESCE(excluded.share, pull.share),
+		handed = CASE WHEN excluded.share IS NULL THEN pull.handed ELSE 0 END, next_at = excluded.next_at, claim = pull.claim + 1, failures = 0, error = ''`,
 		device, p.Contact, p.Version, null(p.Share), micros(now))
 	if err != nil {
 		return err
