@@ -141,7 +141,7 @@ mb_refstate =
 
 const caConf = `[ca]
 version = 2.6
-password = default
+password = keylimetest
 cert_country = US
 cert_ca_name = Keylime Certificate Authority
 cert_state = MA

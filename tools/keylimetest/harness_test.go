@@ -185,6 +185,9 @@ func newDevice(t *testing.T) *device {
 // digest is that of the file at path in the release that policy allows.
 func digest(path string) []byte {
 	sum := sha256.Sum256([]byte("content of " + path))
+	if path == "boot_aggregate" { // nobody has extended PCR 0 to 9
+		sum = sha256.Sum256(make([]byte, 10*sha256.Size))
+	}
 	return sum[:]
 }
 
@@ -363,11 +366,7 @@ type status struct {
 // status asks the verifier, with the certificate of the tenant.
 func (k *keylime) status(id string) status {
 	k.t.Helper()
-	cert, err := tls.LoadX509KeyPair(k.path("cv_ca/client-cert.crt"), k.path("cv_ca/client-private.pem"))
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{cert}}} // on this machine, in this test
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{k.clientPair()}}} // on this machine, in this test
 	defer transport.CloseIdleConnections()
 	res, err := (&http.Client{Transport: transport, Timeout: 30 * time.Second}).Get(fmt.Sprintf("https://127.0.0.1:%d/v2.6/agents/%s", k.ports["verifier"], id))
 	if err != nil {
@@ -417,4 +416,8 @@ func (k *keylime) policy(paths ...string) string {
 		k.t.Fatal(err)
 	}
 	return path
+}
+
+func (k *keylime) verifierURL() string {
+	return fmt.Sprintf("https://127.0.0.1:%d", k.ports["verifier"])
 }
