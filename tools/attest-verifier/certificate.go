@@ -32,9 +32,10 @@ each. A CA that you have already does as well.
 It is not the CA of the image: whatever that one signs, the kernels of your devices would
 take as a key for files.`,
 		Example: `  attest-verifier certificate init --host verifier.example.com --out /etc/attest/tls
-  attest-verifier certificate client alice --role admin --ca /etc/attest/tls --out .`,
+  attest-verifier certificate client alice --role admin --ca /etc/attest/tls --out .
+  attest-verifier certificate notices --out /etc/attest/tls`,
 	}
-	parent.AddCommand(newCertificateInit(), newCertificateClient())
+	parent.AddCommand(newCertificateInit(), newCertificateClient(), newCertificateNotices())
 	return parent
 }
 

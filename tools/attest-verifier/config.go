@@ -75,6 +75,12 @@ type settings struct {
 		KeepTrusted duration `toml:"keep_trusted" help:"evidence of verdicts that were good"`
 		KeepOthers  duration `toml:"keep_others" help:"all other evidence"`
 	} `toml:"evidence"`
+	Notices struct {
+		Source   string            `toml:"source" help:"URI that notices are from; \"\": one of the hash of the first event"`
+		Cert     string            `toml:"cert" help:"PEM file: the certificate in notice_ca of the devices"`
+		Key      string            `toml:"key" help:"its private key, a PEM file or pkcs11:...; \"\": devices hear nothing of others"`
+		Webhooks []webhookSettings `toml:"webhook" help:"[[notices.webhook]] name, url, secret (file: whsec_...), ca, cert, key"`
+	} `toml:"notices"`
 	Log struct {
 		Level string `toml:"level" help:"debug, info, warn or error"`
 	} `toml:"log"`
@@ -85,6 +91,7 @@ type settings struct {
 		RequestsDevice  int `toml:"requests_device" help:"a minute from one device; never less than the interval needs"`
 		Replays         int `toml:"replays" help:"whole measurement lists that are judged at a time"`
 		ReferenceMemory int `toml:"reference_memory" help:"MiB of compiled policies"`
+		Waiters         int `toml:"waiters" help:"devices that wait for notices at a time"`
 	} `toml:"limits"`
 }
 
@@ -100,6 +107,7 @@ func defaultSettings() *settings {
 	s.Log.Level = "info"
 	l := &s.Limits
 	l.Connections, l.ConnectionsIP, l.RequestsIP, l.RequestsDevice, l.Replays, l.ReferenceMemory = 20_000, 1_000, 600, 60, 4, 512
+	l.Waiters = 20_000
 	return s
 }
 
@@ -119,7 +127,7 @@ func (s *settings) check() error {
 	oneOf("log.level", s.Log.Level, "debug", "info", "warn", "error")
 	for name, n := range map[string]int{"attestation.grace": s.Attestation.Grace, "limits.connections": s.Limits.Connections,
 		"limits.connections_ip": s.Limits.ConnectionsIP, "limits.requests_ip": s.Limits.RequestsIP, "limits.requests_device": s.Limits.RequestsDevice,
-		"limits.replays": s.Limits.Replays, "limits.reference_memory": s.Limits.ReferenceMemory} {
+		"limits.replays": s.Limits.Replays, "limits.reference_memory": s.Limits.ReferenceMemory, "limits.waiters": s.Limits.Waiters} {
 		if n < 1 || n > 1<<20 {
 			errs = append(errs, fmt.Errorf("%s: %d is not 1 to %d", name, n, 1<<20))
 		}
@@ -159,6 +167,9 @@ func fields(s *settings) []*field {
 
 // show is the value as JSON, which is good TOML for the kinds of value that there are.
 func (f *field) show() string {
+	if all, ok := f.value.Interface().([]webhookSettings); ok {
+		return showWebhooks(all)
+	}
 	b, err := json.Marshal(f.value.Interface())
 	if err != nil {
 		return err.Error()
@@ -173,6 +184,8 @@ func (f *field) show() string {
 func (f *field) set(text, origin string) error {
 	value := strconv.Quote(text)
 	switch f.value.Interface().(type) {
+	case []webhookSettings:
+		return fmt.Errorf("%s: %s can only be set in a file", origin, f.key)
 	case int, bool:
 		value = text
 	case []string:
@@ -249,8 +262,14 @@ func readSettings(c *cobra.Command) (*settings, []*field, error) {
 
 // readInto reads a file over s, and notes which keys it sets.
 func readInto(s *settings, all []*field, file string) error {
+	// The package would put the tables of this file over those of the last, key by key.
+	hooks := s.Notices.Webhooks
+	s.Notices.Webhooks = nil
 	if err := config.ReadFile(file, s); err != nil {
 		return err
+	}
+	if s.Notices.Webhooks == nil {
+		s.Notices.Webhooks = hooks
 	}
 	set, err := keysIn(file)
 	if err != nil {
@@ -389,7 +408,14 @@ func showJSON(w io.Writer, all []*field) error {
 	}
 	values := []value{}
 	for _, f := range all {
-		values = append(values, value{f.key, json.RawMessage(f.show()), f.origin, f.help})
+		text, err := json.Marshal(f.value.Interface())
+		if err != nil {
+			return err
+		}
+		if string(text) == "null" {
+			text = []byte("[]")
+		}
+		values = append(values, value{f.key, text, f.origin, f.help})
 	}
 	return json.NewEncoder(w).Encode(map[string]any{"schema": "attest.config/v1", "values": values})
 }

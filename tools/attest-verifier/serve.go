@@ -91,7 +91,7 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 func limitsOf(s *settings) server.Limits {
 	l := s.Limits
 	return server.Limits{Connections: l.Connections, ConnectionsIP: l.ConnectionsIP, RequestsIP: l.RequestsIP, RequestsDevice: l.RequestsDevice,
-		Replays: l.Replays, ReferenceMemory: int64(l.ReferenceMemory) << 20}
+		Replays: l.Replays, ReferenceMemory: int64(l.ReferenceMemory) << 20, Waiters: l.Waiters}
 }
 
 func serve(ctx context.Context, s *settings, log *slog.Logger) error {
@@ -106,6 +106,9 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	defer st.Close()
 	o, err := options(s, st, log)
 	if err != nil {
+		return err
+	}
+	if o.Notices, err = noticesOf(ctx, s); err != nil {
 		return err
 	}
 	srv, err := server.New(o)

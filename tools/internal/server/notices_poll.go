@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// pollTime is how long a device waits for notices, and up to a quarter longer.
-	pollTime = 40 * time.Second
+	// patience is how long a device waits for notices, and up to a quarter longer.
+	patience = 40 * time.Second
 	// pollPage is how many notices it gets at a time.
 	pollPage = 32
 	// pollSize bounds them, in bytes; one alone is smaller.
@@ -247,8 +247,8 @@ func (s *Server) pollNotices(c *call) error {
 		return later(http.StatusServiceUnavailable, "busy", "too many devices wait for notices", 30*time.Second+jitter(30*time.Second))
 	}
 	defer s.alarms.leave(w)
-	patience := time.NewTimer(pollTime + jitter(pollTime/4))
-	defer patience.Stop()
+	timer := time.NewTimer(patience + jitter(patience/4))
+	defer timer.Stop()
 	for waiting := true; ; {
 		all, err := s.page(c.Context(), pageKey{group, after})
 		if err != nil {
@@ -259,7 +259,7 @@ func (s *Server) pollNotices(c *call) error {
 		}
 		select {
 		case <-w.wake:
-		case <-patience.C:
+		case <-timer.C:
 			waiting = false
 		case <-w.gone:
 			waiting = false
