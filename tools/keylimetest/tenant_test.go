@@ -229,7 +229,7 @@ func TestTenantPolicies(t *testing.T) {
 	zero := strings.Repeat("0", 64)
 	o.says([]string{"added to"}, "-c", "add", "--push-model", "-u", id, "--runtime-policy-name", "image", "--tpm_policy", `{"7":["`+zero+`"]}`)
 	until(t, "the device to pass", func() bool { return o.status(id).Attestation == "PASS" })
-	o.refused("in_use", "-c", "deleteruntimepolicy", "--runtime-policy-name", "image")
+	o.refused("still assigned", "-c", "deleteruntimepolicy", "--runtime-policy-name", "image")
 	d.run("/bin/sh")
 	until(t, "the device to fail", func() bool { return o.status(id).Attestation == "FAIL" })
 	// What was derived from the policy follows it.

@@ -2,11 +2,16 @@ package server
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -77,13 +82,20 @@ func (s *Server) tenantAddAgent(c *call) error {
 		return fail(http.StatusConflict, "exists", "agent %s is on the verifier already: use delete or update", id)
 	}
 	settings, err := m.check(d)
+	if err == nil {
+		err = s.revocation(m.RevocationKey)
+	}
 	if err != nil {
 		return err
 	}
-	if err := s.retried(c, func(epoch int64) error { return s.addByTenant(c, &m, d.ID, settings, epoch) }); err != nil {
+	pull, err := s.pullOf(&m, d, settings)
+	if err != nil {
 		return err
 	}
-	s.Log.Info("device added by tenant", "device", id, "tenant", c.who.name)
+	if err := s.retried(c, func(epoch int64) error { return s.addByTenant(c, &m, d.ID, settings, pull, epoch) }); err != nil {
+		return err
+	}
+	s.Log.Info("device added by tenant", "device", id, "tenant", c.who.name, "polled", pull != nil)
 	return c.tenant(http.StatusOK, struct{}{})
 }
 
@@ -98,17 +110,83 @@ func (m *tenantAdd) check(d store.Device) (*tenantSettings, error) {
 	if m.Keys != nil && *m.Keys != "" {
 		return bad("ima_sign_verification_keys is no longer supported: put the keys into the runtime policy (keylime-policy create runtime --add-ima-signature-verification-key)")
 	}
-	if m.V != nil && *m.V != "" {
-		return bad("a payload and its key share v are for agents that are polled, and no agent is: give secrets with attest fleet secret, or add the agent with --push-model")
-	}
-	if m.RevocationKey != "" {
-		return bad("revocation_key is not taken over the network: this verifier signs notices with the key of its own configuration ([notices])")
-	}
 	t := &tenantSettings{TPM: m.TPM, Metadata: m.Metadata, Hashes: m.Hashes, Encryptions: m.Encryptions, Signings: m.Signings}
 	if err := t.contact(m.IP, m.Port); err != nil {
 		return nil, err
 	}
 	return t, accepted(d, m)
+}
+
+// pullOf is how the device is polled: nil if it is not, because it registered as an agent that
+// listens nowhere.
+func (s *Server) pullOf(m *tenantAdd, d store.Device, t *tenantSettings) (*store.PullSettings, error) {
+	share, err := m.share()
+	if err != nil {
+		return nil, err
+	}
+	if len(d.TLSCert) == 0 {
+		if share != nil {
+			return nil, fail(http.StatusBadRequest, "unsupported", "agent %s listens nowhere, so that no payload can be handed over: add it with --push-model, and give secrets with attest fleet secret", d.ID)
+		}
+		return nil, nil
+	}
+	if s.Pull.Certificate == nil && share == nil && d.Verdict.Total > 0 {
+		return nil, nil // it listens, and attests of itself
+	}
+	ip, port := t.IP, t.Port
+	if ip == "" {
+		ip = d.IP
+	}
+	if port == 0 {
+		port = d.Port
+	}
+	p, err := s.pullSettings(net.JoinHostPort(ip, strconv.Itoa(port)), share)
+	if err != nil {
+		return nil, err
+	}
+	if m.Version != nil && slices.Contains(supported["2"], *m.Version) {
+		p.Version = *m.Version
+	}
+	return &p, nil
+}
+
+// revocation refuses the key with which Keylime's verifier would sign notices, unless it is
+// the one that this verifier has: what is told in its name is not signed with a key that
+// travelled over the network.
+func (s *Server) revocation(text string) error {
+	if text == "" {
+		return nil
+	}
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return fail(http.StatusBadRequest, "malformed", "revocation_key is not PEM")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		if key, err = x509.ParsePKCS1PrivateKey(block.Bytes); err != nil {
+			return fail(http.StatusBadRequest, "malformed", "revocation_key is not a private key")
+		}
+	}
+	signer, ok := key.(crypto.Signer)
+	if own := s.Pull.RevocationKey; ok && own != nil {
+		if public, ok := own.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && public.Equal(signer.Public()) {
+			return nil
+		}
+	}
+	return fail(http.StatusBadRequest, "unsupported", "revocation_key is not the key with which this verifier signs notices: "+
+		"put RevocationNotifier-private.pem into its configuration ([pull] revocation_key) and add the agent again")
+}
+
+// share reads the verifier's half of the key of a payload.
+func (m *tenantAdd) share() ([]byte, error) {
+	if m.V == nil || *m.V == "" {
+		return nil, nil
+	}
+	share, err := base64.StdEncoding.DecodeString(*m.V)
+	if err != nil || len(share) != store.ShareSize {
+		return nil, fail(http.StatusBadRequest, "malformed", "v is not a key share of %d bytes in base64", store.ShareSize)
+	}
+	return share, nil
 }
 
 // contact reads the address of an agent.
@@ -171,12 +249,12 @@ func algorithms(d store.Device) (hash string, enc []string, sign string, err err
 }
 
 // addByTenant puts what came with the request, and assigns the policies that follow.
-func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantSettings, epoch int64) error {
+func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantSettings, pull *store.PullSettings, epoch int64) error {
 	text, err := json.Marshal(settings)
 	if err != nil {
 		return err
 	}
-	change := store.TenantChange{Epoch: epoch, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
+	change := store.TenantChange{Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
 	bodies, err := s.runtimeFor(c, m, &change)
 	if err != nil {
 		return err

@@ -43,9 +43,10 @@ type TenantChange struct {
 	Epoch    int64 // of the policies when it was made up: see [Store.PolicyEpoch]; another one is an [ErrConflict]
 	Policies []TenantPolicy
 	MB       *TenantMB
-	Agent    *TenantAgent // nil: of no device. One that was added already is an [ErrExists]
-	Assign   []string     // the policies of Agent's device
-	Due      time.Time    // of its first attestation
+	Agent    *TenantAgent  // nil: of no device. One that was added already is an [ErrExists]
+	Assign   []string      // the policies of Agent's device
+	Pull     *PullSettings // nil: the device is not polled
+	Due      time.Time     // of its first attestation
 }
 
 // PolicyEpoch is a number that changes whenever other policies are in use.
@@ -111,6 +112,9 @@ func (s *Store) packed(c TenantChange) (bodies [][]*blob, mb *blob, err error) {
 	}
 	if a := c.Agent; a != nil {
 		_, bad := checkAssigned(a.Device, "", nil, c.Assign)
+		if c.Pull != nil {
+			bad = errors.Join(bad, c.Pull.check())
+		}
 		err = errors.Join(bad, text("tpm_policy", a.TPM, MaxDetail), text("settings", string(a.Settings), MaxDetail))
 	}
 	return bodies, mb, err
@@ -218,6 +222,11 @@ func (t *tx) addTenantAgent(c TenantChange, actor string, now time.Time) error {
 	if err := t.assign(a.Device, c.Assign); err != nil {
 		return err
 	}
+	if c.Pull != nil {
+		if err := t.setPull(a.Device, *c.Pull, actor, now); err != nil {
+			return err
+		}
+	}
 	return t.event(Event{At: now, Kind: "device-changed", Device: a.Device, Actor: actor, Detail: detail(map[string]any{
 		"attest": true, "policies": c.Assign, "runtime_policy": a.Runtime, "mb_policy": a.MBPolicy, "tpm_policy": a.TPM})})
 }
@@ -249,6 +258,9 @@ func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind, actor string, 
 			return err
 		}
 		if err := t.assign(id, nil); err != nil {
+			return err
+		}
+		if _, err := t.endPull(id, actor, now); err != nil {
 			return err
 		}
 		for _, name := range append(names, id) {
