@@ -83,7 +83,7 @@ func (s *Server) tenantAddAgent(c *call) error {
 	}
 	settings, err := m.check(d)
 	if err == nil {
-		err = s.revocation(m.RevocationKey)
+		err = s.sameRevocationKey(m.RevocationKey)
 	}
 	if err != nil {
 		return err
@@ -150,10 +150,10 @@ func (s *Server) pullOf(m *tenantAdd, d store.Device, t *tenantSettings) (*store
 	return &p, nil
 }
 
-// revocation refuses the key with which Keylime's verifier would sign notices, unless it is
+// sameRevocationKey refuses the key with which Keylime's verifier would sign notices, unless it is
 // the one that this verifier has: what is told in its name is not signed with a key that
 // travelled over the network.
-func (s *Server) revocation(text string) error {
+func (s *Server) sameRevocationKey(text string) error {
 	if text == "" {
 		return nil
 	}

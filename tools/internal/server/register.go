@@ -59,15 +59,21 @@ func (s *Server) register(c *call) error {
 
 // identity is what a registration says of its device, if it may say that.
 func (s *Server) identity(c *call, m *evidence.Registration, ek *evidence.EK, ak *evidence.AK) (*store.Identity, error) {
+	i, err := s.keysOf(c, m, ek, ak)
+	if err != nil {
+		return nil, err
+	}
+	return i, s.mayHave(c, ek, i.EK.SPKI)
+}
+
+// keysOf is the identity without the question whether it fits the id.
+func (s *Server) keysOf(c *call, m *evidence.Registration, ek *evidence.EK, ak *evidence.AK) (*store.Identity, error) {
 	i := &store.Identity{EK: store.Key{Public: ek.Public()}, AK: store.Key{Public: ak.Public()}}
 	var err error
 	if i.EK.SPKI, err = x509.MarshalPKIXPublicKey(ek.Key()); err != nil {
 		return nil, err
 	}
 	if i.AK.SPKI, err = x509.MarshalPKIXPublicKey(ak.Key()); err != nil {
-		return nil, err
-	}
-	if err := s.mayHave(c, ek, i.EK.SPKI); err != nil {
 		return nil, err
 	}
 	if m.EKCert != nil {

@@ -82,6 +82,7 @@ var verifierRoutes = []route{
 	{"GET", "/api/v1/devices/{id}", []Role{Operator}, shapeAPI, (*Server).showDevice},
 	{"PATCH", "/api/v1/devices/{id}", []Role{Operator}, shapeAPI, (*Server).changeDevice},
 	{"DELETE", "/api/v1/devices/{id}", []Role{Admin}, shapeAPI, (*Server).deleteDevice},
+	{"POST", "/api/v1/devices/{id}/import", []Role{Admin}, shapeAPI, (*Server).importDevice},
 	{"GET", "/api/v1/devices/{id}/verdict", []Role{Operator}, shapeAPI, (*Server).explainDevice},
 	{"GET", "/api/v1/policies", []Role{Operator}, shapeAPI, (*Server).listPolicies},
 	{"POST", "/api/v1/policies/{name}", []Role{Operator}, shapeAPI, (*Server).putPolicy},

@@ -18,39 +18,26 @@ type Imported struct {
 	Due      time.Time // of its first attestation; zero for never
 }
 
-// Import enrols devices on an operator's word instead of an answered challenge: all of them
-// or none. Each gets an event "device-imported", and is unverified until it attests with
-// its AK. One that is enrolled with just these keys stays as it is; added counts the
-// others. An id with other keys, or keys with another id, is an [ErrIdentity].
-func (s *Store) Import(ctx context.Context, devices []Imported, actor string, now time.Time) (added int, err error) {
-	labels := make([]string, len(devices))
-	for i, d := range devices {
-		encoded, err := checkAssigned(d.Device, d.Group, d.Labels, d.Policies)
-		if err := errors.Join(err, d.check(), text("source", d.Source, MaxText)); err != nil {
-			return 0, fmt.Errorf("import device %.40q: %w", d.Device, err)
-		}
-		labels[i] = encoded
+// Import enrols a device on an operator's word instead of an answered challenge. It gets an
+// event "device-imported", and is unverified until it attests with its AK. One that is
+// enrolled with just these keys stays as it is: added is false then. An id with other keys,
+// or keys with another id, is an [ErrIdentity].
+func (s *Store) Import(ctx context.Context, d Imported, actor string, now time.Time) (added bool, err error) {
+	labels, err := checkAssigned(d.Device, d.Group, d.Labels, d.Policies)
+	if err := errors.Join(err, d.check(), text("source", d.Source, MaxText)); err != nil {
+		return false, fmt.Errorf("import device %.40q: %w", d.Device, err)
 	}
 	err = s.write(ctx, "", func(t *tx) error {
-		added = 0
-		for i, d := range devices {
-			first, err := t.importDevice(d, labels[i], actor, now)
-			if err != nil {
-				return fmt.Errorf("device %s: %w", d.Device, err)
-			}
-			if first {
-				added++
-			}
-		}
-		return nil
+		added, err = t.importDevice(d, labels, actor, now)
+		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("import devices: %w", err)
+		return false, fmt.Errorf("import device %s: %w", d.Device, err)
 	}
 	return added, nil
 }
 
-func (t *tx) importDevice(d Imported, labels, actor string, now time.Time) (first bool, err error) {
+func (t *tx) importDevice(d Imported, labels, actor string, now time.Time) (added bool, err error) {
 	if err := t.mayBe(d.Device, d.Identity); err != nil {
 		return false, err
 	}
