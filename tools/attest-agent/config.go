@@ -71,8 +71,8 @@ var known = []struct{ key, value, help string }{
 	{"timeout", "60s", "`TIME` that one request may take"},
 	{"manifest", "", "verify: `FILE` with the manifest of the image, as attest sign wrote it"},
 	{"manifest_ca", "", "verify: `FILE` with the CA certificates that the kernel has built in"},
-	{"secrets_dir", "/run/attest-agent/secrets", "`FOLDER` on tmpfs for payloads; they are erased when the agent stops"},
-	{"secrets_execute", "", "\"yes\": run what a payload says is to be run"},
+	{"secrets_dir", "/run/attest-agent/secrets", "`FOLDER` on tmpfs for secrets; they are erased when the device is not trusted, and when the agent stops"},
+	{"secrets_execute", "", "\"1\": run what a secret says is to be run, as the agent's user (default: nothing is run)"},
 	{"listen", "", "`ADDRESS` to answer Keylime's verifier and tenant at, as 0.0.0.0:9002 (default: no port is opened)"},
 	{"listen_ca", "", "`FILE` with the certificates, PEM, that alone may have signed the certificate of who calls there"},
 	{"contact", "", "`IP:PORT` at which the device is polled, as the registrar is told (default: listen)"},
@@ -185,6 +185,9 @@ func (c *Config) check() error {
 		if err := evidence.CheckID(id); err != nil {
 			return fmt.Errorf("%s: id: %w", c.origins["id"], err)
 		}
+	}
+	if x := c.get("secrets_execute"); x != "" && x != "1" {
+		return fmt.Errorf("%s: secrets_execute = %q is neither \"1\" nor empty", c.origins["secrets_execute"], x)
 	}
 	var err error
 	if c.verifier, err = c.url("verifier_url"); err != nil {

@@ -21,6 +21,7 @@ type agent struct {
 	identity *identity // of a device that is polled, else nil
 	listener *listener // likewise, while it runs
 	notices  *notices  // nil where none is asked for
+	secrets  secrets   // while it runs
 	in       *invocation
 	notify   *notifier
 }

@@ -1,34 +1,121 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/payload"
 )
 
-// makeSecretsFolder makes the folder for payloads as root, for the user that the agent
-// becomes; keep opens it then.
-func (a *agent) makeSecretsFolder(uid, gid int) error {
-	return payload.MakeFolder(a.config.get("secrets_dir"), uid, gid)
+const (
+	payloadTime   = time.Minute // for what a payload has executed
+	maxPayloadOut = 16 << 10    // bytes of it that are logged
+)
+
+// payloads are the files that a verifier or a tenant gave to this device. They are in memory
+// only, and only from a good verdict to the next bad one.
+type payloads struct {
+	agent  *agent
+	path   string
+	mu     sync.Mutex
+	folder *payload.Folder // nil where there can be none, for the reason err
+	err    error
 }
 
-// keep writes a payload into the folder in memory.
-func (a *agent) keep(p *payload.Payload) error {
-	dir := a.config.get("secrets_dir")
-	if err := payload.MakeFolder(dir, syscall.Getuid(), syscall.Getgid()); err != nil {
+// makeSecretsFolder makes the folder for payloads as root, for the user that the agent
+// becomes. Where that fails, openPayloads finds out.
+func (a *agent) makeSecretsFolder(uid, gid int) {
+	_ = payload.MakeFolder(a.config.get("secrets_dir"), uid, gid)
+}
+
+// openPayloads opens the folder, and erases what another process of the agent left there:
+// nobody has trusted this one yet. A device whose folder cannot be used attests, and is
+// given nothing.
+func openPayloads(a *agent) (*payloads, error) {
+	p := &payloads{agent: a, path: a.config.get("secrets_dir")}
+	if p.err = payload.MakeFolder(p.path, syscall.Geteuid(), syscall.Getegid()); p.err == nil {
+		p.folder, p.err = payload.OpenFolder(p.path)
+	}
+	return p, p.eraseAll()
+}
+
+// close erases all.
+func (p *payloads) close() error {
+	if p.folder == nil {
+		return nil
+	}
+	return errors.Join(p.eraseAll(), p.folder.Close())
+}
+
+// keep writes a payload, and runs what it has to be run if the image allows that.
+func (p *payloads) keep(ctx context.Context, one *payload.Payload) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.folder == nil {
+		return fmt.Errorf("secrets_dir: %w", p.err)
+	}
+	if err := p.folder.Put(one); err != nil {
 		return err
 	}
-	folder, err := payload.OpenFolder(dir)
-	if err != nil {
-		return err
+	p.agent.say("payload %s is in %s", one.Name, p.folder.Path(one.Name))
+	switch {
+	case one.Run == "":
+	case p.agent.config.get("secrets_execute") == "":
+		p.agent.say("%s of payload %s is not run: secrets_execute is not set", one.Run, one.Name)
+	default:
+		if err := p.execute(ctx, one); err != nil {
+			p.agent.say("%s of payload %s: %s", one.Run, one.Name, printable(err.Error(), maxShown))
+		}
 	}
-	defer folder.Close()
-	if err := folder.Put(p); err != nil {
-		return err
+	return nil
+}
+
+func (p *payloads) erase(name string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.folder == nil {
+		return nil
 	}
-	a.say("payload %s is in %s", p.Name, folder.Path(p.Name))
-	if p.Run != "" && a.config.get("secrets_execute") == "" {
-		a.say("%s of payload %s is not run: secrets_execute is not set", p.Run, p.Name)
+	return p.folder.Erase(name)
+}
+
+func (p *payloads) eraseAll() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.folder == nil {
+		return nil
+	}
+	return p.folder.EraseAll()
+}
+
+// execute runs a file of a payload as the agent's user until its time is up; then it and
+// what it started is killed.
+func (p *payloads) execute(ctx context.Context, one *payload.Payload) error {
+	limited, cancel := context.WithTimeout(ctx, payloadTime)
+	defer cancel()
+	dir := p.folder.Path(one.Name)
+	c := exec.CommandContext(limited, filepath.Join(dir, one.Run))
+	out := &boundedBuffer{most: maxPayloadOut}
+	c.Dir, c.Env, c.Stdout, c.Stderr = dir, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, out, out
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	c.WaitDelay = 2 * time.Second
+	err := c.Run()
+	for line := range strings.Lines(out.String()) {
+		p.agent.say("%s of payload %s says: %s", one.Run, one.Name, printable(strings.TrimRight(line, "\n"), maxShown))
+	}
+	switch {
+	case limited.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("killed after %s", payloadTime)
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay): // that is a daemon it left behind, with our pipe
+		return err
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ func (a *agent) becomeUser() error {
 	if err := a.notices.makeFolder(uid, gid); err != nil {
 		return err
 	}
+	a.makeSecretsFolder(uid, gid)
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(gid, gid, gid), syscall.Setresuid(uid, uid, uid)); err != nil {
 		return fmt.Errorf("become user %s: %w", name, err)
 	}

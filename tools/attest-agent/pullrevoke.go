@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (l *listener) deliver(p *payload.Payload) error {
 			l.revocation.Store(cert)
 		}
 	}
-	if err := l.agent.keep(p); err != nil {
+	if err := l.agent.secrets.keep(context.Background(), p); err != nil {
 		return fmt.Errorf("keep payload: %w", err)
 	}
 	return nil

@@ -62,10 +62,13 @@ func runAgent(ctx context.Context, in *invocation) error {
 	if err := a.becomeUser(); err != nil {
 		return err
 	}
-	if *once {
-		return a.once(ctx)
+	if a.secrets.payloads, err = openPayloads(a); err != nil {
+		return err
 	}
-	return a.run(ctx)
+	if *once {
+		return errors.Join(a.once(ctx), a.secrets.close())
+	}
+	return errors.Join(a.run(ctx), a.secrets.close())
 }
 
 // once attests once and turns the verdict into an exit code.
@@ -112,11 +115,11 @@ func (a *agent) run(ctx context.Context) error {
 			}
 			wait = a.backOff(err)
 			a.failed(err, wait)
-			err = a.folder.save(a.state)
+			err = errors.Join(a.secrets.refused(err), a.folder.save(a.state))
 		} else {
 			wait = next(meta)
 			a.notices.use(a.state.ID, a.client.token)
-			err = a.succeeded(meta, wait)
+			err = errors.Join(a.succeeded(meta, wait), a.secrets.follow(ctx, meta))
 		}
 		if err != nil {
 			return err // a full or broken disk: the service manager tries again
@@ -149,6 +152,9 @@ func (a *agent) attempt(ctx context.Context) (*evidence.Meta, error) {
 		// The verifier lost, or was told to forget, this device. Who is refused for good
 		// (403) hears so from the registrar.
 		a.client.token = ""
+		if err := a.secrets.refused(err); err != nil {
+			return nil, err
+		}
 		if err := a.enrolAndSay(ctx); err != nil {
 			return nil, err
 		}
@@ -219,6 +225,7 @@ func (a *agent) round(ctx context.Context) (*evidence.Meta, error) {
 		return nil, err
 	}
 	a.notify.alive()
+	a.secrets.challenge = asked.Challenge()
 	ev, err := a.device.collect(*asked)
 	if err != nil {
 		return nil, err

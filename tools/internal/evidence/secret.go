@@ -129,6 +129,16 @@ func parseSecretKey(public []byte) (*SecretKey, error) {
 	return key, err
 }
 
+// Challenge is the challenge of the quote that is asked for, or nil.
+func (r *Requests) Challenge() []byte {
+	for _, q := range r.Requested {
+		if q.Type == TypeQuote {
+			return q.Parameters.Challenge
+		}
+	}
+	return nil
+}
+
 // SecretContext is what a secret is bound to: for anything else it cannot be decrypted.
 type SecretContext struct {
 	Device                   string

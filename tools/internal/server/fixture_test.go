@@ -64,6 +64,7 @@ type world struct {
 	t         testing.TB
 	s         *Server
 	store     *store.Store
+	database  string // path
 	clock     *clock
 	log       *logBuffer
 	pki       *pki
@@ -78,6 +79,7 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 	t.Helper()
 	w := &world{t: t, clock: &clock{now: time.Now()}, log: &logBuffer{}, pki: newPKI(t)}
 	url := filepath.Join(t.TempDir(), "attest.db")
+	w.database = url
 	if _, _, err := store.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}

@@ -228,7 +228,7 @@ func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j j
 		next.Boot = k.Boot
 	}
 	if j.status == store.Trusted {
-		next.Challenge = challengeOf(&b.Asked)
+		next.Challenge = b.Asked.Challenge()
 	}
 	if r.Evidence, err = json.Marshal(next); err != nil {
 		return err

@@ -155,16 +155,6 @@ func (s *Server) secretsTag(ctx context.Context, device string, status store.Sta
 	return evidence.SecretsTag(refs), nil
 }
 
-// challengeOf is the challenge of the quote, or nil.
-func challengeOf(asked *evidence.Requests) []byte {
-	for _, q := range asked.Requested {
-		if q.Type == evidence.TypeQuote {
-			return q.Parameters.Challenge
-		}
-	}
-	return nil
-}
-
 var errNotTrusted = fail(http.StatusForbidden, "not_trusted", "secrets are for devices that are trusted: attest first")
 
 // giveSecrets answers POST secrets: a page of the device's secrets, encrypted to a key that
