@@ -50,7 +50,7 @@ var mayImport = []struct {
 	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
 	{"oetest", "boottest/vm internal/cpio"},
-	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/evidence internal/appraise"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/payload internal/evidence internal/appraise"},
 }
 
 // formats only turn bytes into values and back: they open nothing.

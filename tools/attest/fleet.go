@@ -40,6 +40,7 @@ func newFleet() *cobra.Command {
   delete           forget a device
   policy           what devices are compared with
   events           what happened, in a history that cannot be changed unseen
+  secret           files for devices, while they are trusted
   notices          what others were told of bad verdicts, where that failed
   evidence         download evidence, for attest explain
 
@@ -71,7 +72,7 @@ machine sees. One of certificate and token is enough.`,
 	f.StringVar(&o.flags.TokenFile, "token-file", "", "the first line of `FILE` is your token")
 	o.key.addPassphrase(f)
 	c.AddCommand(newFleetList(o), newFleetShow(o), newFleetExplain(o), newFleetAdd(o), newFleetChange(o), newFleetDelete(o),
-		newFleetPolicy(o), newFleetEvents(o), newFleetEvidence(o), newFleetNotices(o))
+		newFleetPolicy(o), newFleetEvents(o), newFleetEvidence(o), newFleetNotices(o), newFleetSecret(o))
 	return c
 }
 

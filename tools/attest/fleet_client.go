@@ -20,7 +20,7 @@ var (
 	errServerCA   = errors.New("the verifier's TLS certificate is not trusted")
 	errRefusedWho = errors.New("the verifier does not know you")
 	errRole       = errors.New("your role does not suffice")
-	errNoDevice   = errors.New("the verifier has no such device, policy or evidence")
+	errNoDevice   = errors.New("the verifier has no such device, policy, secret or evidence")
 	errDowngrade  = errors.New("that would be a downgrade")
 	errInUse      = errors.New("it is in use")
 	errChain      = errors.New("the history was changed after it was written")
@@ -86,14 +86,18 @@ func decodeAnswer(text []byte, v any) error {
 	return nil
 }
 
-// do sends a request and returns the body of the answer.
+// do sends a request with JSON and returns the body of the answer.
 func (c *fleetClient) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	return c.request(ctx, method, path, "application/json", body)
+}
+
+func (c *fleetClient) request(ctx context.Context, method, path, content string, body []byte) ([]byte, error) {
 	r, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
-		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Content-Type", content)
 	}
 	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)
