@@ -89,10 +89,13 @@ type SessionProof struct {
 // ProvidedProof is the proof: see [AK.VerifyPossession].
 type ProvidedProof struct {
 	Method
-	Data struct {
-		Message   []byte `json:"message"`
-		Signature []byte `json:"signature"`
-	} `json:"data"`
+	Data ProofData `json:"data"`
+}
+
+// ProofData is what tpm.AK.Certify made.
+type ProofData struct {
+	Message   []byte `json:"message"`
+	Signature []byte `json:"signature"`
 }
 
 // NewSessionProof frames what tpm.AK.Certify made.
@@ -117,10 +120,27 @@ func (s SessionProof) check() error {
 
 // SessionResult answers a [SessionProof]: Token is there where Evaluation is "pass".
 type SessionResult struct {
-	Agent      string     `json:"agent_id"`
-	Evaluation string     `json:"evaluation"` // "pass" or "fail"
-	Token      string     `json:"token,omitempty"`
-	Expires    *time.Time `json:"token_expires_at,omitempty"`
+	Agent      string         `json:"agent_id"`
+	Evaluation string         `json:"evaluation"` // "pass" or "fail"
+	Token      string         `json:"token,omitempty"`
+	Checked    []CheckedProof `json:"authentication"`
+	Created    *time.Time     `json:"created_at,omitempty"` // of the challenge
+	Until      *time.Time     `json:"challenges_expire_at,omitempty"`
+	Received   *time.Time     `json:"response_received_at,omitempty"` // the proof
+	Expires    *time.Time     `json:"token_expires_at,omitempty"`
+}
+
+// CheckedProof is a proof with what was asked for.
+type CheckedProof struct {
+	RequestedProof
+	Data ProofData `json:"data"`
+}
+
+// NewSessionResult is that of a proof which was good. Agents of rust-keylime refuse an answer
+// that lacks any member.
+func NewSessionResult(asked SessionChallenge, provided ProvidedProof, token string, received, expires time.Time) SessionResult {
+	return SessionResult{Agent: asked.Agent, Evaluation: "pass", Token: token, Checked: []CheckedProof{{asked.Requested[0], provided.Data}},
+		Created: &asked.Created, Until: &asked.Expires, Received: &received, Expires: &expires}
 }
 
 func (SessionResult) limits() (string, int64) { return "session", maxSmall }

@@ -77,5 +77,6 @@ func (s *Server) proveSession(c *call) error {
 	if err := s.Store.ProveSession(c.Context(), n.ID, sha256.Sum256([]byte(token)), expires, c.now); err != nil {
 		return err
 	}
-	return c.push(http.StatusOK, evidence.NewDocument(n.ID, evidence.SessionResult{Agent: n.Device, Evaluation: "pass", Token: token, Expires: &expires}))
+	asked := evidence.NewSessionChallenge(n.Device, n.Challenge, n.Expires.Add(-s.ChallengeLifetime), n.Expires)
+	return c.push(http.StatusOK, evidence.NewDocument(n.ID, evidence.NewSessionResult(asked, m.Data.Attributes.Provided[0], token, c.now.UTC(), expires)))
 }
