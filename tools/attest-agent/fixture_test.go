@@ -209,8 +209,10 @@ func (m *machine) kernel(do func(*tpm.TPM)) {
 // boot starts an empty list with boot_aggregate.
 func (m *machine) boot() {
 	m.t.Helper()
-	if err := os.WriteFile(m.list, nil, 0o600); err != nil {
-		m.t.Fatal(err)
+	for _, path := range []string{m.list, m.ascii()} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			m.t.Fatal(err)
+		}
 	}
 	selection, err := evidence.Selection{"sha256": {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}}.TPM()
 	if err != nil {
@@ -239,15 +241,24 @@ func (m *machine) run(paths ...string) {
 func (m *machine) measure(dev *tpm.TPM, path string, digest []byte) {
 	m.t.Helper()
 	line, data := entry(path, digest)
-	f, err := os.OpenFile(m.list, os.O_WRONLY|os.O_APPEND, 0)
+	m.append(m.list, line)
+	m.append(m.ascii(), fmt.Appendf(nil, "10 %x ima-ng sha256:%x %s\n", line[4:4+sha1.Size], digest, path))
+	tpmtest.Extend(m.t, dev, 10, func(h crypto.Hash) []byte { s := h.New(); s.Write(data); return s.Sum(nil) })
+}
+
+// ascii is the list as text, which lies beside.
+func (m *machine) ascii() string { return filepath.Join(m.dir, "ascii_runtime_measurements") }
+
+func (m *machine) append(path string, b []byte) {
+	m.t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := f.Write(line); err != nil {
+	if _, err := f.Write(b); err != nil {
 		m.t.Fatal(err)
 	}
-	tpmtest.Extend(m.t, dev, 10, func(h crypto.Hash) []byte { s := h.New(); s.Write(data); return s.Sum(nil) })
 }
 
 // entry is an ima-ng entry and its template data, as ima_measurements_show writes them.
