@@ -68,6 +68,9 @@ type settings struct {
 	Policy struct {
 		Certificates []string `toml:"certificates" help:"PEM or DER files: whose signatures of manifests count"`
 	} `toml:"policy"`
+	Secrets struct {
+		Key string `toml:"key" help:"file of 32 random bytes, mode 0600, that secrets are kept with; \"\": none are taken"`
+	} `toml:"secrets"`
 	Keylime struct {
 		ClientCA string `toml:"client_ca" help:"PEM file: who issues the certificates of Keylime's tenants; \"\": no tenant is answered"`
 	} `toml:"keylime"`

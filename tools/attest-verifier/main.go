@@ -78,6 +78,7 @@ var hints = []struct {
 }{
 	{errNoCertificate, "set [tls] cert and key; to make a CA and a certificate: attest-verifier certificate --help"},
 	{store.ErrSchema, "attest-verifier migrate"},
+	{errNoSecretKey, `make one (umask 077; head -c 32 /dev/urandom >secrets.key) and set [secrets] key = "secrets.key"`},
 	{errNoManufacturers, `name their folders in [attestation] ek_ca, or enrol on trust with ek_check = "tofu"`},
 	{errNothing, "set enabled = true in [registrar] or [verifier]"},
 }
@@ -99,7 +100,7 @@ then flags: the last value wins.`,
 	}
 	root.PersistentFlags().String("config", defaultConfig, "read the configuration from `FILE`")
 	root.PersistentFlags().StringArray("set", nil, "set one key of the configuration: `SECTION.KEY=VALUE`")
-	root.AddCommand(newServe(), newMigrate(), newConfig(), newToken(), newCertificate(), newMan())
+	root.AddCommand(newServe(), newMigrate(), newConfig(), newToken(), newSecrets(), newCertificate(), newMan())
 	return root
 }
 

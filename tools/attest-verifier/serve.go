@@ -61,6 +61,10 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 			return o, err
 		}
 	}
+	var err error
+	if o.Secrets, err = readSecretKeys(s.Secrets.Key); err != nil {
+		return o, err
+	}
 	if s.Keylime.ClientCA != "" {
 		var err error
 		if o.TenantCA, err = keys.ReadCertificates(s.Keylime.ClientCA); err != nil {
