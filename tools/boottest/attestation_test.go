@@ -11,8 +11,8 @@ import (
 )
 
 // makeFleet makes the image of the devices, with attest-agent in it, signed and with a manifest,
-// and TPMs with certificates.
-func (l *lab) makeFleet(t *testing.T, v *verifier) (initramfs string) {
+// and TPMs with certificates. more is a script that puts more into the folder it runs in.
+func (l *lab) makeFleet(t *testing.T, v *verifier, more string) (initramfs string) {
 	t.Helper()
 	_, registrar, _ := net.SplitHostPort(v.listen[0])
 	_, port, _ := net.SplitHostPort(v.listen[1])
@@ -39,6 +39,7 @@ ca = "/etc/attest/verifier-ca.crt"
 retry_max = "3s"
 END
 attest policy show measure-only > etc/ima/ima-policy
+`+more+`
 cd ..
 attest sign fleet --key keys/p256.key --cert keys/p256.crt --manifest fleet.attest.json --progress none
 mke2fs -q -t ext4 -I 512 -b 4096 -E root_owner=0:0 -d fleet fleet.img 64M
@@ -61,7 +62,7 @@ func TestAttestation(t *testing.T) {
 	l.makeKeys(t)
 	l.script(t, nil, `"$REPO/scripts/tpm" tpm1; "$REPO/scripts/tpm" tpm2`)
 	v := l.newVerifier(t, "tpm1", "tpm2")
-	initramfs := l.makeFleet(t, v)
+	initramfs := l.makeFleet(t, v, "")
 	t.Log(v.fleet("policy", "put", "image", "--manifest", "fleet.attest.json", "--cert", "keys/p256.crt", "--release", "spring", "--activate", "alone"))
 
 	t.Log("enrolled: trusted")

@@ -172,6 +172,7 @@ func (v *verifier) await(id, status string, after int) member {
 type guest struct {
 	t     *testing.T
 	cmd   *exec.Cmd
+	port  string // socket
 	conn  net.Conn
 	lines *bufio.Reader
 	log   string
@@ -198,8 +199,16 @@ while read -r line <&3; do
 done
 `
 
-// start boots a machine with a TPM and a disk for what it keeps.
-func (l *lab) start(t *testing.T, initramfs, tpm, disk string) *guest {
+// start boots a machine with a TPM and a disk for what it keeps, and more devices for QEMU.
+func (l *lab) start(t *testing.T, initramfs, tpm, disk string, more ...string) *guest {
+	t.Helper()
+	g := l.launch(t, initramfs, tpm, disk, more...)
+	g.connect()
+	return g
+}
+
+// launch is start without waiting for the machine.
+func (l *lab) launch(t *testing.T, initramfs, tpm, disk string, more ...string) *guest {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vm") // short: the path of a socket has 107 bytes
 	if err != nil {
@@ -207,28 +216,35 @@ func (l *lab) start(t *testing.T, initramfs, tpm, disk string) *guest {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	port := filepath.Join(dir, "port")
-	g := &guest{t: t, log: filepath.Join(dir, "console")}
-	g.cmd = exec.Command(filepath.Join(l.repo, "scripts/qemu"), "--kernel", filepath.Join(l.kernel, "bzImage"), "--initramfs", initramfs,
+	g := &guest{t: t, port: port, log: filepath.Join(dir, "console")}
+	args := []string{"--kernel", filepath.Join(l.kernel, "bzImage"), "--initramfs", initramfs,
 		"--image", filepath.Join(l.dir, "fleet.img"), "--tpm", filepath.Join(l.dir, tpm), "--log", g.log, "--time", "900",
 		"--append", "quiet root=/dev/vda rw attest=log", "--",
-		"-drive", "file="+filepath.Join(l.dir, disk)+",if=none,id=state,format=raw", "-device", "virtio-blk-pci,drive=state,addr=0x1e", // after the root
+		"-drive", "file=" + filepath.Join(l.dir, disk) + ",if=none,id=state,format=raw", "-device", "virtio-blk-pci,drive=state,addr=0x1e", // after the root
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=port,path="+port+",server=on,wait=off", "-device", "virtserialport,chardev=port")
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=port,path=" + port + ",server=on,wait=off", "-device", "virtserialport,chardev=port"}
+	g.cmd = exec.Command(filepath.Join(l.repo, "scripts/qemu"), append(args, more...)...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.talk, &g.talk
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(g.stop)
+	return g
+}
+
+// connect waits until the machine listens to what it is told.
+func (g *guest) connect() {
+	g.t.Helper()
+	var err error
 	for end := time.Now().Add(patience); g.conn == nil; time.Sleep(20 * time.Millisecond) {
-		if g.conn, err = net.Dial("unix", port); err != nil && time.Now().After(end) {
-			t.Fatalf("QEMU does not start: %v", err)
+		if g.conn, err = net.Dial("unix", g.port); err != nil && time.Now().After(end) {
+			g.t.Fatalf("QEMU does not start: %v", err)
 		}
 	}
 	g.lines = bufio.NewReader(g.conn)
 	if line := g.line(); line != "ready\n" {
-		t.Fatalf("the guest said %q", line)
+		g.t.Fatalf("the guest said %q", line)
 	}
-	return g
 }
 
 func (g *guest) line() string {
