@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -85,11 +86,15 @@ func (a *pullAgent) do(ctx context.Context, method, path string, body []byte, re
 		r.Header.Set("Content-Type", contentJSON)
 	}
 	res, err := a.http.Do(r)
+	path, _, _ = strings.Cut(path, "?")
 	if err != nil {
-		return err
+		var at *url.Error // says the whole address again
+		if errors.As(err, &at) {
+			err = at.Err
+		}
+		return fmt.Errorf("%s %s%s: %w", method, a.base, path, err)
 	}
 	defer func() { err = errors.Join(err, res.Body.Close()) }()
-	path, _, _ = strings.Cut(path, "?")
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s %s: the agent answered %d%s", method, path, res.StatusCode, saidOf(res.Body))
 	}
