@@ -36,7 +36,8 @@ type actions struct {
 	folder *folder
 	state  *actionsState
 	in     *invocation
-	failed int // programs
+	failed int             // programs
+	stuck  map[string]bool // names that cannot be taken away
 }
 
 // actionsState is what was done. A notice counts once, whoever brings it again.
@@ -105,7 +106,7 @@ func openActions(c *Config, in *invocation) (*actions, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &actions{config: c, certs: certs, folder: f, in: in, state: &actionsState{Schema: schemaActions}}
+	a := &actions{config: c, certs: certs, folder: f, in: in, stuck: map[string]bool{}, state: &actionsState{Schema: schemaActions}}
 	b, err := f.read(actionsFile)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -199,13 +200,18 @@ func (a *actions) scan(ctx context.Context) (handled int, err error) {
 		if !strings.HasSuffix(name, noticeName) || strings.HasPrefix(name, ".") {
 			continue
 		}
-		handled++
+		if a.stuck[name] {
+			continue
+		}
 		if err := a.take(ctx, dir, name); err != nil {
 			return handled, err
 		}
 		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return handled, fmt.Errorf("take %s from notices_dir: %w", printable(name, 60), err)
+			a.say("notice %s: stays where it is: %s", printable(name, 60), err)
+			a.stuck[name] = true
+			continue
 		}
+		handled++
 	}
 	return handled, nil
 }

@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	actionTime   = 30 * time.Second // for one program
-	maxActionOut = 16 << 10         // bytes of it that are logged
+	actionTime     = 30 * time.Second // for one program
+	maxActionOut   = 16 << 10         // bytes of it that are logged
+	maxActionLines = 100
 )
 
 // run has each program of the folder act on a notice, in the order of their names. payload
@@ -86,7 +87,12 @@ func (a *actions) runOne(ctx context.Context, path string, input []byte, env []s
 	began := time.Now()
 	err := c.Run()
 	name := filepath.Base(path)
+	lines := 0
 	for line := range strings.Lines(out.String()) {
+		if lines++; lines > maxActionLines {
+			a.say("action %s says more", name)
+			break
+		}
 		a.say("action %s says: %s", name, printable(strings.TrimRight(line, "\n"), maxShown))
 	}
 	switch {
@@ -99,16 +105,19 @@ func (a *actions) runOne(ctx context.Context, path string, input []byte, env []s
 	return nil
 }
 
-// boundedBuffer keeps the begin of what is written.
+// boundedBuffer keeps the begin of what is written. It embeds no buffer, which would offer
+// io.Copy a way around the bound.
 type boundedBuffer struct {
-	bytes.Buffer
+	kept []byte
 	most int
 }
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {
-	b.Buffer.Write(p[:min(len(p), max(0, b.most-b.Len()))])
+	b.kept = append(b.kept, p[:min(len(p), b.most-len(b.kept))]...)
 	return len(p), nil
 }
+
+func (b *boundedBuffer) String() string { return string(b.kept) }
 
 // actionPrograms are the names of the programs of a folder. Only whoever runs them, which
 // is root, may have written folder and programs.
