@@ -35,6 +35,7 @@ var mayImport = []struct {
 	{"internal/tpm/tpmtest", "internal/tpm"},
 	{"internal/evidence", "internal/wire internal/ima internal/bootlog"},
 	{"internal/notice", ""},
+	{"internal/keylimedb", ""},
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"internal/appraise", "internal/config internal/ima internal/bootlog internal/manifest internal/evidence"},
@@ -50,7 +51,7 @@ var mayImport = []struct {
 	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
 	{"oetest", "boottest/vm internal/cpio"},
-	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/payload internal/evidence internal/appraise"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/payload internal/evidence internal/appraise internal/keylimedb"},
 }
 
 // formats only turn bytes into values and back: they open nothing.
@@ -64,8 +65,8 @@ var oneHome = map[string]string{
 	"github.com/spf13/cobra":                         "attest attest-verifier",
 	"github.com/schollz/progressbar/v3":              "attest",
 	"github.com/jackc/pgx/v5":                        "internal/store",
-	"github.com/jackc/pgx/v5/stdlib":                 "internal/store",
-	"modernc.org/sqlite":                             "internal/store",
+	"github.com/jackc/pgx/v5/stdlib":                 "internal/store internal/keylimedb",
+	"modernc.org/sqlite":                             "internal/store internal/keylimedb",
 }
 
 func TestImportDirection(t *testing.T) {

@@ -39,6 +39,7 @@ func newFleet() *cobra.Command {
   add, change      name a device before it enrols; its group, labels and policies
   delete           forget a device
   policy           what devices are compared with
+  import           devices and policies of a Keylime installation
   events           what happened, in a history that cannot be changed unseen
   secret           files for devices, while they are trusted
   notices          what others were told of bad verdicts, where that failed
@@ -72,7 +73,7 @@ machine sees. One of certificate and token is enough.`,
 	f.StringVar(&o.flags.TokenFile, "token-file", "", "the first line of `FILE` is your token")
 	o.key.addPassphrase(f)
 	c.AddCommand(newFleetList(o), newFleetShow(o), newFleetExplain(o), newFleetAdd(o), newFleetChange(o), newFleetDelete(o),
-		newFleetPolicy(o), newFleetEvents(o), newFleetEvidence(o), newFleetNotices(o), newFleetSecret(o))
+		newFleetPolicy(o), newFleetImport(o), newFleetEvents(o), newFleetEvidence(o), newFleetNotices(o), newFleetSecret(o))
 	return c
 }
 

@@ -132,6 +132,14 @@ func reach(err error) error {
 	return err
 }
 
+// refusedError is what a verifier says to a request that it understood.
+type refusedError struct {
+	status int
+	text   string
+}
+
+func (e *refusedError) Error() string { return fmt.Sprintf("the verifier refuses: %.500s", e.text) }
+
 // refusal is the error that an answer stands for.
 func refusal(status int, text []byte) error {
 	var answer struct {
@@ -139,11 +147,15 @@ func refusal(status int, text []byte) error {
 			Code    string `json:"code"`
 			Message string `json:"message"`
 		} `json:"error"`
+		Status string `json:"status"`
 	}
-	if json.Unmarshal(text, &answer) != nil || answer.Error.Message == "" {
+	if json.Unmarshal(text, &answer) == nil && answer.Error.Message == "" { // of Keylime's API
+		answer.Error.Message = answer.Status
+	}
+	if answer.Error.Message == "" {
 		return fmt.Errorf("the server answers %d %s, and is no attest-verifier", status, http.StatusText(status))
 	}
-	err := fmt.Errorf("the verifier refuses: %.500s", answer.Error.Message)
+	var err error = &refusedError{status, answer.Error.Message}
 	known := map[string]error{"unauthorized": errRefusedWho, "token": errRefusedWho, "certificate": errRefusedWho, "role": errRole,
 		"not_found": errNoDevice, "downgrade": errDowngrade, "in_use": errInUse, "chain": errChain}[answer.Error.Code]
 	if known != nil {
