@@ -86,13 +86,17 @@ func newCertificateClient() *cobra.Command {
 	var role, from, out string
 	var days int
 	c := &cobra.Command{
-		Use:     "client NAME",
-		Short:   "Make the certificate of an operator",
-		Example: "  attest-verifier certificate client alice --role operator --ca /etc/attest/tls --out .",
+		Use:   "client NAME",
+		Short: "Make the certificate of an operator, or of a verifier that polls agents",
+		Long: `client makes a certificate by which somebody proves who he is to the verifier. With
+--role pull it is the verifier's own ([pull] cert and key): by it agents that wait to be
+polled know the verifier, and it opens nothing else.`,
+		Example: `  attest-verifier certificate client alice --role operator --ca /etc/attest/tls --out .
+  attest-verifier certificate client poller --role pull --ca /etc/attest/tls --out /etc/attest/tls`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if r := server.Role(role); r != server.Operator && r != server.Admin {
-				return fmt.Errorf("--role %s: operator or admin", role)
+			if r := server.Role(role); r != server.Operator && r != server.Admin && role != "pull" {
+				return fmt.Errorf("--role %s: operator or admin (pull: the verifier's own)", role)
 			}
 			ca, err := readAuthority(c, from)
 			if err != nil {
@@ -107,7 +111,7 @@ func newCertificateClient() *cobra.Command {
 			return writeFiles(c, files)
 		},
 	}
-	c.Flags().StringVar(&role, "role", string(server.Operator), "operator or admin")
+	c.Flags().StringVar(&role, "role", string(server.Operator), "operator, admin or pull")
 	c.Flags().StringVar(&from, "ca", ".", "`DIR` that certificate init wrote")
 	c.Flags().StringVar(&out, "out", ".", "write to `DIR`")
 	c.Flags().IntVar(&days, "days", 365, "validity")

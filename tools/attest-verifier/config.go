@@ -71,6 +71,13 @@ type settings struct {
 	Secrets struct {
 		Key string `toml:"key" help:"file of 32 random bytes, mode 0600, that secrets are kept with; \"\": none are taken"`
 	} `toml:"secrets"`
+	Pull struct {
+		Cert          string   `toml:"cert" help:"PEM file: the certificate by which polled agents know this verifier (their trusted_client_ca issues it); \"\": no agent is polled"`
+		Key           string   `toml:"key" help:"PEM file: its private key, readable by nobody else"`
+		Networks      []string `toml:"networks" help:"where polled agents may be, as in 10.0.0.0/8; []: anywhere but loopback, link-local and multicast addresses"`
+		Parallel      int      `toml:"parallel" help:"polls at a time"`
+		RevocationKey string   `toml:"revocation_key" help:"RSA key, URI: signs what polled agents are told of bad verdicts of others; \"\": they are told nothing"`
+	} `toml:"pull"`
 	Keylime struct {
 		ClientCA string `toml:"client_ca" help:"PEM file: who issues the certificates of Keylime's tenants; \"\": no tenant is answered"`
 	} `toml:"keylime"`
@@ -107,6 +114,7 @@ func defaultSettings() *settings {
 	a.Interval, a.Grace, a.EKCheck, a.DeviceID = duration(time.Minute), 3, "require", "ek"
 	a.ChallengeLifetime, a.SessionLifetime = duration(5*time.Minute), duration(time.Hour)
 	s.Evidence.KeepTrusted, s.Evidence.KeepOthers = duration(7*24*time.Hour), duration(90*24*time.Hour)
+	s.Pull.Parallel = 32
 	s.Log.Level = "info"
 	l := &s.Limits
 	l.Connections, l.ConnectionsIP, l.RequestsIP, l.RequestsDevice, l.Replays, l.ReferenceMemory = 20_000, 1_000, 600, 60, 4, 512
@@ -130,7 +138,7 @@ func (s *settings) check() error {
 	oneOf("log.level", s.Log.Level, "debug", "info", "warn", "error")
 	for name, n := range map[string]int{"attestation.grace": s.Attestation.Grace, "limits.connections": s.Limits.Connections,
 		"limits.connections_ip": s.Limits.ConnectionsIP, "limits.requests_ip": s.Limits.RequestsIP, "limits.requests_device": s.Limits.RequestsDevice,
-		"limits.replays": s.Limits.Replays, "limits.reference_memory": s.Limits.ReferenceMemory, "limits.waiters": s.Limits.Waiters} {
+		"limits.replays": s.Limits.Replays, "pull.parallel": s.Pull.Parallel, "limits.reference_memory": s.Limits.ReferenceMemory, "limits.waiters": s.Limits.Waiters} {
 		if n < 1 || n > 1<<20 {
 			errs = append(errs, fmt.Errorf("%s: %d is not 1 to %d", name, n, 1<<20))
 		}

@@ -115,6 +115,10 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	if o.Notices, err = noticesOf(ctx, s); err != nil {
 		return err
 	}
+	var polling *certificateFile
+	if o.Pull, polling, err = pullOf(ctx, s); err != nil {
+		return err
+	}
 	srv, err := server.New(o)
 	if err != nil {
 		return err
@@ -130,6 +134,9 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	g.Go(func() error { srv.Run(ctx); return nil })
 	g.Go(func() error { return watch(ctx, st, log) })
 	g.Go(func() error { pair.renew(ctx, log); return nil })
+	if polling != nil {
+		g.Go(func() error { polling.renew(ctx, log); return nil })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		return stop(listeners, log)
