@@ -30,7 +30,34 @@ type fleetDevice struct {
 	Activated  *time.Time        `json:"activated"`
 	Registered int64             `json:"registrations"`
 	Alarm      string            `json:"alarm"`
+	Model      string            `json:"model"`
+	Poll       *fleetPoll        `json:"poll"`
 	Verdict    fleetVerdict      `json:"verdict"`
+}
+
+// fleetPoll is how a device is polled.
+type fleetPoll struct {
+	Contact  string    `json:"contact"`
+	Version  string    `json:"api_version"`
+	Next     time.Time `json:"next"`
+	Failures int64     `json:"failures"`
+	Error    string    `json:"error"`
+	Share    string    `json:"payload_key"`
+}
+
+// lines are for a person.
+func (p *fleetPoll) lines() [][2]string {
+	if p == nil {
+		return nil
+	}
+	contact, problem := p.Contact, ""
+	if contact == "" {
+		contact = "what it registers with"
+	}
+	if p.Error != "" {
+		problem = fmt.Sprintf("%s (%s)", p.Error, plural(p.Failures, "failure"))
+	}
+	return [][2]string{{"polled at", contact}, {"polled next", when(&p.Next)}, {"poll failed", problem}, {"payload key", p.Share}}
 }
 
 // fleetVerdict is what a device is known to be.
@@ -226,12 +253,13 @@ func printDevice(w io.Writer, raw json.RawMessage, asJSON bool) error {
 		may = "no: stopped by an operator"
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, line := range [][2]string{
+	lines := [][2]string{
 		{"device", d.ID}, {"state", d.State}, {"status", d.Verdict.Status}, {"since", when(&d.Verdict.Since)}, {"reasons", d.Verdict.Codes},
 		{"release", d.Verdict.Release}, {"attested", when(d.Verdict.Attested)}, {"due", when(d.Verdict.Due)}, {"attestations", fmt.Sprint(d.Verdict.Total)},
 		{"may attest", may}, {"group", d.Group}, {"labels", strings.Join(labels, " ")}, {"policies", strings.Join(d.Policies, " ")},
 		{"enrolled", when(d.Activated)}, {"alarm", d.Alarm},
-	} {
+	}
+	for _, line := range append(lines, d.Poll.lines()...) {
 		if line[1] != "" {
 			fmt.Fprintf(tw, "%s\t%s\n", line[0], showText(line[1]))
 		}
@@ -244,7 +272,24 @@ type deviceFlags struct {
 	group    string
 	labels   map[string]string
 	policies []string
+	pull     string
 	json     bool
+}
+
+// registered stands for the address that a device registers with.
+const registered = "registered"
+
+// modelOf is what --pull says.
+func (o *deviceFlags) modelOf() (model, contact string) {
+	switch o.pull {
+	case "":
+		return "", ""
+	case "off":
+		return "push", ""
+	case registered:
+		return "pull", ""
+	}
+	return "pull", o.pull
 }
 
 func (o *deviceFlags) addFlags(c *cobra.Command) {
@@ -252,6 +297,7 @@ func (o *deviceFlags) addFlags(c *cobra.Command) {
 	f.StringVar(&o.group, "group", "", "group `NAME`")
 	f.StringToStringVar(&o.labels, "label", nil, "label `NAME=VALUE`; may be repeated")
 	f.StringArrayVar(&o.policies, "policy", nil, "compare with policy `NAME`; may be repeated: the first is preferred, any that fits suffices")
+	f.StringVar(&o.pull, "pull", "", "the verifier polls the agent at `IP:PORT`, or where it registered (\"registered\"); \"off\": the agent attests by itself")
 	f.BoolVar(&o.json, "json", false, "print one JSON document (schema attest.fleet.device/v1)")
 }
 
@@ -263,6 +309,8 @@ type newDevice struct {
 	Group    string            `json:"group,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Policies []string          `json:"policies,omitempty"`
+	Model    string            `json:"model,omitempty"`
+	Contact  string            `json:"contact,omitempty"`
 }
 
 func newFleetAdd(o *fleetFlags) *cobra.Command {
@@ -275,10 +323,12 @@ func newFleetAdd(o *fleetFlags) *cobra.Command {
 so that no other can enrol in its name. Without an ID it is the hash of the EK, which
 is what an agent calls itself unless told otherwise (attest-agent status).`,
 		Example: `  attest fleet add gateway-17 --ek gateway-17-ek.crt --group paris --policy image
-  attest fleet add --ek-hash 0f4c... --policy image`,
+  attest fleet add --ek-hash 0f4c... --policy image
+  attest fleet add --ek-hash 77aa... --policy image --pull 10.1.2.3:9002`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			m := newDevice{EKHash: hash, Group: flags.group, Labels: flags.labels, Policies: flags.policies}
+			m.Model, m.Contact = flags.modelOf()
 			if len(args) > 0 {
 				m.ID = args[0]
 			}
@@ -312,11 +362,12 @@ func newFleetChange(o *fleetFlags) *cobra.Command {
 	var attest bool
 	c := &cobra.Command{
 		Use:   "change DEVICE",
-		Short: "Change a device's group, labels, policies, or whether it may attest",
+		Short: "Change a device's group, labels, policies, whether it may attest, or whether it is polled",
 		Long: `change replaces what is given and leaves the rest. Another policy makes the device prove
 its whole boot again. A device that may not attest becomes overdue.`,
 		Example: `  attest fleet change gateway-17 --policy image --policy image-beta
-  attest fleet change gateway-17 --attest=false`,
+  attest fleet change gateway-17 --attest=false
+  attest fleet change gateway-17 --pull registered`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			m := map[string]any{}
@@ -328,6 +379,9 @@ its whole boot again. A device that may not attest becomes overdue.`,
 				if c.Flags().Changed(flag) {
 					m[name] = value
 				}
+			}
+			if c.Flags().Changed("pull") {
+				m["model"], m["contact"] = flags.modelOf()
 			}
 			if len(m) == 0 {
 				return errNoChange
