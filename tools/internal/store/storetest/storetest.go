@@ -51,6 +51,8 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"Pull", testPull},
 		{"PullRace", testPullRace},
 		{"Tokens", testTokens},
+		{"TenantAgents", testTenantAgents},
+		{"Import", testImport},
 		{"Secrets", testSecrets},
 		{"SecretBounds", testSecretBounds},
 		{"Release", testRelease},
