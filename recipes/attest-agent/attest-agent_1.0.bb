@@ -39,7 +39,7 @@ GO_EXTRA_LDFLAGS += "-buildid="
 # Inlining costs half a megabyte and HTTP/2 another, and neither helps one request a minute.
 GOBUILDFLAGS:append = " -tags=nethttpomithttp2 -gcflags=all=-l"
 
-SYSTEMD_SERVICE:${PN} = "attest-agent.service"
+SYSTEMD_SERVICE:${PN} = "attest-agent.service attest-agent-actions.service attest-agent-actions.path"
 
 # Whom the agent becomes once the TPM and the kernel's lists are open.
 USERADD_PACKAGES = "${PN}"
@@ -48,8 +48,12 @@ USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir ${local
 do_install() {
     source=${S}/src/${GO_IMPORT}/tools/attest-agent
     install -D -m 0755 ${B}/${GO_BUILD_BINDIR}/attest-agent ${D}${bindir}/attest-agent
+    # Examples: what is to run in an image is copied to /etc/attest/actions.d.
+    install -d ${D}${datadir}/attest-agent/actions
+    install -m 0755 $source/actions/isolate-peer $source/actions/remove-ssh-keys ${D}${datadir}/attest-agent/actions/
     install -D -m 0644 $source/attest-agent.1 ${D}${mandir}/man1/attest-agent.1
     if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
-        install -D -m 0644 $source/attest-agent.service ${D}${systemd_system_unitdir}/attest-agent.service
+        install -d ${D}${systemd_system_unitdir}
+        install -m 0644 $source/attest-agent.service $source/attest-agent-actions.service $source/attest-agent-actions.path ${D}${systemd_system_unitdir}/
     fi
 }

@@ -82,29 +82,36 @@ func expectNotice(t *testing.T, conn *net.UnixConn, want string) {
 	}
 }
 
-// TestUnit: systemd takes the unit.
+// TestUnit: systemd takes the units.
 func TestUnit(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
 	}
 	dir := t.TempDir()
-	text, err := os.ReadFile("attest-agent.service")
-	if err != nil {
-		t.Fatal(err)
+	units, err := filepath.Glob("attest-agent*.[ps]*[eh]")
+	if err != nil || len(units) != 3 {
+		t.Fatalf("units %v: %v", units, err)
 	}
-	// The program is not installed where the test runs.
-	text = []byte(strings.Replace(string(text), "/usr/bin/attest-agent", os.Args[0], 1))
-	unit := filepath.Join(dir, "attest-agent.service")
-	if err := os.WriteFile(unit, text, 0o644); err != nil {
-		t.Fatal(err)
+	args := []string{"verify", "--man=no"}
+	for _, name := range units {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The program is not installed where the test runs.
+		text = []byte(strings.Replace(string(text), "/usr/bin/attest-agent", os.Args[0], 1))
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, filepath.Join(dir, name))
 	}
-	out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput()
+	out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "attest-agent.service") {
+		if strings.Contains(line, "attest-agent") {
 			t.Error(strings.TrimSpace(line))
 		}
 	}
-	if err != nil && !strings.Contains(string(out), "attest-agent.service") {
+	if err != nil && !strings.Contains(string(out), "attest-agent") {
 		t.Logf("systemd-analyze: %v\n%s", err, out)
 	}
 }
