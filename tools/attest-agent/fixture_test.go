@@ -185,12 +185,18 @@ type machine struct {
 	tpm  *tpmtest.Emulator
 	v    *verifier
 	list string
+	// secrets is on a tmpfs where this system has one, and else a folder that is refused.
+	secrets string
 }
 
 func newMachine(t *testing.T, v *verifier) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: t.TempDir(), tpm: tpmtest.Start(t), v: v}
-	m.list = filepath.Join(m.dir, "binary_runtime_measurements")
+	m.list, m.secrets = filepath.Join(m.dir, "binary_runtime_measurements"), filepath.Join(m.dir, "secrets")
+	if dir, err := os.MkdirTemp("/dev/shm", "agent-*"); err == nil {
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		m.secrets = filepath.Join(dir, "secrets")
+	}
 	m.boot()
 	return m
 }
@@ -276,7 +282,7 @@ func entry(path string, digest []byte) (line, data []byte) {
 // settings are the flags that every call of the agent gets.
 func (m *machine) settings() []string {
 	return []string{"--verifier-url", "https://" + m.v.address[1], "--registrar-url", "https://" + m.v.address[0], "--ca", m.v.ca, "--tpm", m.tpm.Address,
-		"--state-dir", filepath.Join(m.dir, "state"), "--ima-list", m.list, "--firmware-log", filepath.Join(m.dir, "none"), "--user", "", "--retry-max", "2s"}
+		"--state-dir", filepath.Join(m.dir, "state"), "--ima-list", m.list, "--firmware-log", filepath.Join(m.dir, "none"), "--user", "", "--retry-max", "2s", "--secrets-dir", m.secrets}
 }
 
 // TestMain lets the test's own program be the agent, so that it can be killed.

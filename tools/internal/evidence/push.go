@@ -207,6 +207,9 @@ type Meta struct {
 	Next int `json:"seconds_to_next_attestation,omitempty"`
 	// Verdict is ours: the evidence was judged before the answer was sent.
 	Verdict *Verdict `json:"verdict,omitempty"`
+	// Again is ours: nothing was judged, the verdict is the one before, and the device is to
+	// attest at once from the beginning of its lists.
+	Again bool `json:"again,omitempty"`
 	// Secrets is ours: the [SecretsTag] of what a trusted device is to have.
 	Secrets string `json:"secrets,omitempty"`
 }

@@ -180,7 +180,7 @@ func (s *Server) attest(c *call) error {
 	}
 	s.metrics.attestation(string(out.status), time.Since(began))
 	accepted := evidence.NewDocument(strconv.FormatInt(out.index, 10), evidence.Accepted{Stage: "evaluating_evidence", Evidence: []evidence.Item{}, System: out.system})
-	accepted.Meta = &evidence.Meta{Next: s.next(out.again), Verdict: out.verdict}
+	accepted.Meta = &evidence.Meta{Next: s.next(out.again), Verdict: out.verdict, Again: out.again}
 	if accepted.Meta.Secrets, err = s.secretsTag(c.Context(), c.who.device, out.status); err != nil {
 		return err
 	}

@@ -260,11 +260,11 @@ func TestSecretsRefused(t *testing.T) {
 	refuse("the challenge before", m, m.ak, key, evidence.SecretQualifier(m.id, old), "nonce")
 	refuse("another device's challenge", m, m.ak, key, evidence.SecretQualifier(m.id, theirs), "nonce")
 	refuse("another device's id", m, m.ak, key, evidence.SecretQualifier(other.id, challenge), "nonce")
-	stolen := other.newKey()
-	refuse("a key of another TPM", m, other.ak, stolen, good, "quote_signature")
 	if got := other.secrets(theirs); got != "" {
 		t.Errorf("another device gets %q", got)
 	}
+	stolen := other.newKey()
+	refuse("a key of another TPM", m, other.ak, stolen, good, "quote_signature")
 	a, _, _ := other.ask(other.ak, stolen, good, "")
 	if a.status != http.StatusForbidden {
 		t.Errorf("another device with this one's challenge: %d %s", a.status, a.body)
