@@ -121,9 +121,13 @@ func (m *machine) registration() evidence.Registration {
 }
 
 // enrol registers and activates under id.
-func (m *machine) enrol() {
+func (m *machine) enrol(change ...func(*evidence.Registration)) {
 	m.w.t.Helper()
-	a := m.w.send("POST", m.w.registrar+"/v2.6/agents/"+m.id, "", m.registration())
+	r := m.registration()
+	for _, f := range change {
+		f(&r)
+	}
+	a := m.w.send("POST", m.w.registrar+"/v2.6/agents/"+m.id, "", r)
 	if a.status != http.StatusOK {
 		m.w.t.Fatalf("register: %d %s", a.status, a.body)
 	}
