@@ -33,6 +33,7 @@ var mayImport = []struct {
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},
 	{"internal/evidence", "internal/wire internal/ima internal/bootlog"},
+	{"internal/evidence/evidencetest", "internal/evidence"},
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"internal/appraise", "internal/config internal/ima internal/bootlog internal/manifest internal/evidence"},
