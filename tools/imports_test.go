@@ -37,7 +37,8 @@ var mayImport = []struct {
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"internal/appraise", "internal/config internal/ima internal/bootlog internal/manifest internal/evidence"},
-	{"internal/server", "internal/manifest internal/evidence internal/appraise internal/store"},
+	{"internal/release", "internal/manifest internal/appraise"},
+	{"internal/server", "internal/evidence internal/appraise internal/release internal/store"},
 	{"attest-verifier", "internal/config internal/keys internal/evidence internal/store internal/server"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
@@ -48,7 +49,7 @@ var mayImport = []struct {
 	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
 	{"oetest", "boottest/vm internal/cpio"},
-	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/evidence internal/appraise"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/evidence internal/appraise internal/release"},
 }
 
 // formats only turn bytes into values and back: they open nothing.

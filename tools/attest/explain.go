@@ -14,6 +14,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 )
 
 var (
@@ -85,32 +86,34 @@ func (o *explainFlags) reference() (*appraise.Reference, error) {
 	if err != nil {
 		return nil, err
 	}
-	var releases []namedRelease
+	var policies []release.Named
 	if o.given() {
 		r, err := o.read()
 		if err != nil {
 			return nil, err
 		}
-		name := o.name
-		if name == "" {
-			name = "release"
+		if r.Release == "" {
+			r.Release = "release"
 		}
-		releases = append(releases, namedRelease{name, r})
+		policies = append(policies, release.Named{Policy: r})
 	} else if o.rules != "" || o.tpm != "" {
 		return nil, fmt.Errorf("--rules and --tpm-policy: %w", errNoRelease)
 	}
 	for _, path := range o.policies {
-		r, err := readRelease(path)
+		text, err := readBounded(path, maxUpload)
 		if err != nil {
 			return nil, err
 		}
-		name := strings.TrimSuffix(filepath.Base(path), ".json")
-		releases = append(releases, namedRelease{strings.TrimSpace(name + " " + r.Release), r})
+		p, err := release.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("read policy %s: %w", path, err)
+		}
+		policies = append(policies, release.Named{Name: strings.TrimSuffix(filepath.Base(path), ".json"), Policy: p})
 	}
-	if len(releases) == 0 {
+	if len(policies) == 0 {
 		return nil, nil
 	}
-	return compile(trusted, releases...)
+	return compile(trusted, policies...)
 }
 
 // evidenceExplanation is what evidence proves, and what becomes of it.

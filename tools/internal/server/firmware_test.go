@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence/evidencetest"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -58,7 +59,7 @@ func booted(t *testing.T, d *evidencetest.Device, name string) {
 // them, held against the quoted PCRs, and Secure Boot read from them.
 func TestFirmware(t *testing.T) {
 	w := newWorld(t)
-	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": schemaPolicy, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
+	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
 		"runtime_policy": runtimePolicy("/sbin/init", "/bin/sh")}, http.StatusCreated)
 	for _, c := range []struct {
 		name   string
@@ -85,7 +86,7 @@ func TestFirmware(t *testing.T) {
 // TestFirmwareForged: a log that the PCRs do not bear out, or none, is no Secure Boot.
 func TestFirmwareForged(t *testing.T) {
 	w := newWorld(t)
-	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": schemaPolicy, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
+	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
 		"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
 	on, err := os.ReadFile(firmwareLogs + "debian-bpf-ovmf-secureboot-uki.bin")
 	if err != nil {
