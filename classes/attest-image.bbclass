@@ -20,6 +20,8 @@
 # ATTEST_VERIFIER_URL, ATTEST_VERIFIER_CA
 #                        "https://attest.example.com:8881" and the CA of its certificate, PEM: the image gets
 #                        attest-agent, which reports there
+# ATTEST_MANIFEST        where such an image has its own manifest, by which attest-agent verify checks it without a
+#                        network: "/usr/share/attest/image.attest.json", some 500 bytes a file; "" is none
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not
 #                        see changes on filesystems of older kernels
 # ATTEST_EVM             "1": EVM portable signatures, too. ATTEST_TARGET = "x86_64" where the kernel is
@@ -101,8 +103,8 @@ oe_mkext234fs:prepend() {
 PACKAGE_INSTALL:append = " ${@'attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
 PACKAGE_INSTALL:append = " ${@'attest-agent attest-agent-conf' if d.getVar('ATTEST_VERIFIER_URL') and not d.getVar('ATTEST_EXEMPT') else ''}"
 
-# A tree to which the certificate for .evm was added keeps it.
-do_rootfs[vardeps] += "ATTEST_EVM"
+# A tree to which the certificate for .evm or a manifest was added keeps it.
+do_rootfs[vardeps] += "ATTEST_EVM ATTEST_MANIFEST"
 
 python () {
     if d.getVar('ATTEST_EXEMPT'):
@@ -151,14 +153,36 @@ python attest_sign_image() {
     attest_set_iversion(d)
     attest_install_certificates(d)
     attest_warn_of_idle_policy(d)
+    attest_install_manifest(d)
     folder, name, link = d.getVar('IMGDEPLOYDIR'), d.getVar('IMAGE_NAME') + '.attest.json', d.getVar('IMAGE_LINK_NAME')
-    attest_run(d, ['sign', d.getVar('IMAGE_ROOTFS'), '--labels', 'libc', '--clear-skipped', '--progress', 'plain',
-        '--manifest', os.path.join(folder, name), '--name', link or d.getVar('IMAGE_BASENAME')] + attest_sign_arguments(d))
+    attest_sign_tree(d, os.path.join(folder, name))
     if link:
         link = os.path.join(folder, link + '.attest.json')
         bb.utils.remove(link)
         os.symlink(name, link)
 }
+
+def attest_sign_tree(d, manifest):
+    attest_run(d, ['sign', d.getVar('IMAGE_ROOTFS'), '--labels', 'libc', '--clear-skipped', '--progress', 'plain', '--manifest', manifest,
+        '--name', d.getVar('IMAGE_LINK_NAME') or d.getVar('IMAGE_BASENAME')] + attest_sign_arguments(d))
+
+def attest_install_manifest(d):
+    """Puts a manifest of all other files into an image that has the agent. It is a file like others for the one
+    beside the image, so that a verifier knows it."""
+    import shutil
+    name = d.getVar('ATTEST_MANIFEST')
+    if not name or not d.getVar('ATTEST_VERIFIER_URL'):
+        return
+    root, made = d.getVar('IMAGE_ROOTFS'), d.expand('${T}/inner.attest.json')
+    path = root + name
+    bb.utils.remove(path)
+    bb.utils.mkdirhier(os.path.dirname(path))
+    attest_sign_tree(d, made)
+    shutil.copyfile(made, path)
+    os.chmod(path, 0o644)
+    while path != root:
+        os.utime(path, (attest_time(d), attest_time(d)))
+        path = os.path.dirname(path)
 
 def attest_install_certificates(d):
     """Puts ATTEST_CERT where kernels look for it. Not by a package, with which a new key would mean do_rootfs.
