@@ -245,8 +245,10 @@ func (c *fleetClient) replay(ctx context.Context, devices []string, ref *apprais
 			one.Error = "the verifier has no evidence of it"
 		} else if b, err := evidence.DecodeBody[evidence.Bundle](bytes.NewReader(text)); err != nil {
 			one.Error = err.Error()
+		} else if e, err := explain(b, ref); err != nil {
+			one.Error = err.Error()
 		} else {
-			one.Verdict = &explain(b, ref).Verdict
+			one.Verdict = &e.Verdict
 		}
 		all = append(all, one)
 	}

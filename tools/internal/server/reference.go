@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -33,11 +34,19 @@ func (r *reference) wantsFirmware() bool { return r != nil && r.Firmware() }
 
 // selection is what to quote: without a policy what one would ask for as a rule, so that a
 // device can be watched before its policy is written.
-func (r *reference) selection() evidence.Selection {
+func (r *reference) selection(can *evidence.Capabilities) evidence.Selection {
 	if r == nil {
 		return evidence.Selection{"sha256": {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}
 	}
-	return r.Selection()
+	return r.Selection(slices.Collect(maps.Keys(can.Quote().AvailablePC))...)
+}
+
+// terms are the strictest without a policy.
+func (r *reference) terms() evidence.Terms {
+	if r == nil {
+		return evidence.Terms{}
+	}
+	return r.Terms()
 }
 
 // continues says whether what is known of a device was appraised by this policy.
