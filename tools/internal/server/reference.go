@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,7 +37,13 @@ func (r *reference) selection(can *evidence.Capabilities) evidence.Selection {
 	if r == nil {
 		return evidence.Selection{"sha256": {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}
 	}
-	return r.Selection(slices.Collect(maps.Keys(can.Quote().AvailablePC))...)
+	var banks []string
+	for bank, pcrs := range can.Quote().AvailablePC {
+		if len(pcrs) > 0 {
+			banks = append(banks, bank)
+		}
+	}
+	return r.Selection(banks...)
 }
 
 // terms are the strictest without a policy.

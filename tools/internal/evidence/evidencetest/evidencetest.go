@@ -148,8 +148,12 @@ func (d *Device) Capabilities() evidence.Capabilities {
 	log := func(kind string) evidence.Supported {
 		return evidence.Supported{Class: evidence.ClassLog, Type: kind, Capabilities: evidence.Capability{Entries: &n, Partial: &yes, Appendable: &yes, Formats: []string{evidence.FormatBinary}}}
 	}
+	available := map[string][]int{}
+	for bank := range d.PCRs {
+		available[bank] = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}
+	}
 	c := evidence.Capabilities{System: evidence.SystemInfo{BootTime: d.BootTime.UTC()}, Supported: []evidence.Supported{
-		{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Capabilities: evidence.Capability{Version: "2.0", Hashes: []string{"sha256"}, Schemes: []string{"ecdsa"},
+		{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Capabilities: evidence.Capability{Version: "2.0", Hashes: []string{"sha256"}, Schemes: []string{"ecdsa"}, AvailablePC: available,
 			Keys: []evidence.Key{{Class: "asymmetric", Algorithm: "ecc", Size: 256, Server: "ak", Name: base64.StdEncoding.EncodeToString(ak.Name())}}}},
 		log(evidence.TypeIMA),
 	}}
