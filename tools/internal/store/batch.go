@@ -209,12 +209,17 @@ type querier interface {
 type scanner interface{ Scan(dest ...any) error }
 
 // list reads all rows of q.
-func list[T any](ctx context.Context, db querier, scan func(scanner) (T, error), q string, args ...any) (all []T, err error) {
+func list[T any](ctx context.Context, db querier, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, q, args...)
+	return collect(rows, err, scan)
+}
+
+// collect reads all rows of a query, unless it failed.
+func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) (all []T, failed error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
+	defer func() { failed = errors.Join(failed, rows.Close()) }()
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {
