@@ -117,7 +117,7 @@ func (s *Store) State(ctx context.Context, device string, now time.Time) (*State
 	st := &State{Device: device}
 	v, p := verdictRow{}, Pending{}
 	var attest, expires, reset, restart, clock int64
-	err := s.asked[sqlState].QueryRowContext(ctx, micros(now), device).Scan(append([]any{&st.AK.SPKI, &st.AK.Public, &attest, &st.Group, &st.epoch,
+	err := s.asked[sqlState].QueryRowContext(s.lasting(ctx), micros(now), device).Scan(append([]any{&st.AK.SPKI, &st.AK.Public, &attest, &st.Group, &st.epoch,
 		&st.rev, &st.stored, &st.noticed, &st.since, &reset, &restart, &clock, &st.Evidence, &st.Appraise, &st.LastIndex,
 		&p.Index, &expires, &p.Body}, append(v.dest(), &v.detail)...)...)
 	if err != nil {
@@ -131,7 +131,7 @@ func (s *Store) State(ctx context.Context, device string, now time.Time) (*State
 		p.Expires = fromMicros(expires)
 		st.Pending = &p
 	}
-	rows, err := s.asked[sqlAllowed].QueryContext(ctx, device)
+	rows, err := s.asked[sqlAllowed].QueryContext(s.lasting(ctx), device)
 	st.Policies, err = collect(rows, err, scanRef)
 	if err != nil {
 		return nil, fmt.Errorf("read policies of device %s: %w", device, err)

@@ -106,8 +106,9 @@ func (s *Store) run(batch []*op) {
 
 // commit runs a batch in one transaction and sets the error of each write.
 func (s *Store) commit(batch []*op) error {
-	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	timed, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
+	ctx := s.lasting(timed)
 	fail := func(err error) error {
 		for _, o := range batch {
 			if o.err == nil {
