@@ -33,7 +33,7 @@ func TestBundle(t *testing.T) {
 		"no schema":        {func(b *Bundle) { b.Schema = "" }, "schema is"},
 		"a later schema":   {func(b *Bundle) { b.Schema = "attest.evidence/v3" }, "schema is"},
 		"no key":           {func(b *Bundle) { b.AK = nil }, "ak is missing"},
-		"a PCR":            {func(b *Bundle) { b.Terms.IMAPCRs = []int{24} }, "terms"},
+		"a PCR":            {func(b *Bundle) { b.Terms.IMAPCRs = []int{maxPCR + 1} }, "terms"},
 		"padding":          {func(b *Bundle) { b.Terms.Padding = 3 }, "terms"},
 	} {
 		b := aBundle()
