@@ -40,7 +40,10 @@ func TestAgent(t *testing.T) {
 	eachRelease(t, func(t *testing.T, release string) {
 		b := newBuild(t, release)
 		b.configure(t, agentLines(b.repo))
-		b.bitbake(t, "lab-image")
+		// The lab's image has an agent to be started, and neither systemd nor any other init's script.
+		if out := b.bitbake(t, "lab-image").out; !strings.Contains(out, "nobody starts attest-agent in this image") {
+			t.Errorf("no warning of an agent that nobody starts:\n%s", out)
+		}
 		group := regexp.MustCompile(`(?m)^RDEPENDS:packagegroup-attest=".* attest-agent attest-agent-conf .*"$`)
 		if out := b.bitbake(t, "-e", "packagegroup-attest").out; !group.MatchString(out) {
 			t.Errorf("packagegroup-attest does not name the agent")
