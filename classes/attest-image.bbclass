@@ -214,7 +214,7 @@ def attest_warn_of_idle_agent(d):
     """Warns of an agent that nobody starts: systemd does."""
     if not os.path.exists(d.expand('${IMAGE_ROOTFS}${bindir}/attest-agent')) or attest_boot_runs(d, b'attest-agent'):
         return
-    bb.warn('nobody starts attest-agent in this image, so that it reports nothing: have systemd (INIT_MANAGER), or a line in its /etc/inittab: '
+    bb.warn('nobody starts attest-agent in this image, so that it reports nothing: have systemd (INIT_MANAGER), or a line in its inittab: '
         'at:5:respawn:/usr/bin/attest-agent run')
 
 def attest_boot_runs(d, text):
