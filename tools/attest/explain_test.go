@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -11,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +32,8 @@ type explainWorld struct {
 	verifier *evidencetest.Verifier
 	token    string
 	files    map[string]string // policies, by name and version
+	ahead    time.Duration     // of the verifier's clock
+	fleet    []string          // flags of attest fleet
 }
 
 func newExplainWorld(t *testing.T) *explainWorld {
@@ -42,7 +47,7 @@ func newExplainWorld(t *testing.T) *explainWorld {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.store.Close() })
-	s, err := server.New(server.Options{Store: w.store, Log: slog.New(slog.DiscardHandler), TOFU: true, AnyID: true,
+	s, err := server.New(server.Options{Store: w.store, Log: slog.New(slog.DiscardHandler), TOFU: true, AnyID: true, Now: func() time.Time { return time.Now().Add(w.ahead) },
 		Limits: server.Limits{RequestsIP: 1_000_000, RequestsDevice: 1_000_000}})
 	if err != nil {
 		t.Fatal(err)
@@ -50,9 +55,15 @@ func newExplainWorld(t *testing.T) *explainWorld {
 	ts := httptest.NewTLSServer(s.Verifier())
 	t.Cleanup(ts.Close)
 	w.verifier = &evidencetest.Verifier{URL: ts.URL, Client: ts.Client()}
+	ca, token := filepath.Join(w.dir, "ca.pem"), filepath.Join(w.dir, "token")
 	if w.token, _, err = server.AddToken(t.Context(), w.store, "root", server.Admin, 0, "test", time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ts.Certificate().Raw})
+	if err := errors.Join(os.WriteFile(ca, certificate, 0o600), os.WriteFile(token, []byte(w.token+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	w.fleet = []string{"--server", ts.URL, "--server-ca", ca, "--token-file", token}
 	return w
 }
 
@@ -307,4 +318,73 @@ func TestExplainOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	needs("--policy", w.files["image@1"])
+}
+
+// TestFleetExplain: what an operator is told of a device that is not green, and what to do.
+func TestFleetExplain(t *testing.T) {
+	w := newExplainWorld(t)
+	w.policy("image", `required = ["/sbin/init"]`, "/sbin/init")
+	w.policy("tools", "", "/bin/ls")
+	d := w.enrol("gateway-17")
+	explain := func(code int, want ...string) {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		if got := run(append([]string{"fleet", "explain", "gateway-17"}, w.fleet...), &stdout, &stderr); got != code {
+			t.Errorf("exit code %d, want %d", got, code)
+		}
+		for _, line := range want {
+			if !strings.Contains(stdout.String()+stderr.String(), line) {
+				t.Errorf("no %q in\n%s%s", line, &stdout, &stderr)
+			}
+		}
+	}
+	attest := func(c func(*evidence.Collected)) {
+		t.Helper()
+		location, asked, err := d.Negotiate(w.verifier)
+		if err != nil {
+			t.Fatal(err)
+		}
+		collected := d.Collect(asked)
+		if c != nil {
+			c(&collected)
+		}
+		if _, err := d.Submit(w.verifier, location, collected); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assign := func(policies ...string) {
+		t.Helper()
+		w.do("PATCH", "/devices/gateway-17", map[string]any{"policies": policies}, http.StatusOK)
+	}
+	later := func() {
+		t.Helper()
+		w.ahead += 24 * time.Hour
+		if err := d.Session(w.verifier); err != nil {
+			t.Fatal(err)
+		}
+	}
+	explain(exitNotAcceptable, "gateway-17: unverified since ", "it has not attested yet: nothing is known of what it runs", "error: gateway-17: the device is not trusted: it is unverified")
+	later()
+	explain(exitNotAcceptable, "gateway-17: overdue since ", "and nothing came: look whether it is on", "it has not attested yet")
+	attest(nil)
+	explain(exitNotAcceptable, "gateway-17: unverified since ", "it has to attest again by ", "no_policy\n  -> no release is allowed for this device, so nothing was compared: attest fleet change DEVICE --policy NAME")
+	assign("image")
+	attest(nil)
+	explain(exitNotAcceptable, "gateway-17: unverified", "nothing_measured\n  -> ", "required_missing  /sbin/init\n  -> ")
+	d.Run("/sbin/init", contentOf("/sbin/init"))
+	attest(nil)
+	explain(exitGood, "gateway-17: trusted since ")
+	later()
+	explain(exitNotAcceptable, "gateway-17: overdue since ", "attest-agent doctor on the device\n\nthe last that is known:\ntrusted: everything fits image@1 r0")
+	attest(nil)
+	explain(exitGood, "gateway-17: trusted since ")
+	attest(func(c *evidence.Collected) { c.Collected[0].Data.Signature[20] ^= 1 })
+	explain(exitNotAuthentic, "gateway-17: broken since ", "compared with image@1", "\nbroken\n", "quote_signature\n  seen     ", "  -> another key than the enrolled one signed: attest-agent enrol if")
+	later() // nothing makes it better
+	explain(exitNotAuthentic, "gateway-17: broken since ")
+	attest(nil)
+	explain(exitGood)
+	assign("image", "tools")
+	attest(nil)
+	explain(exitNotAcceptable, "gateway-17: unverified", "policy\n  seen     compile policy: required /sbin/init is not in release tools@1 r1", "-> its policies cannot be used together")
 }

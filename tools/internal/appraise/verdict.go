@@ -74,10 +74,9 @@ func Unjudged(code Code, why string) Verdict {
 
 // Refused is the verdict on evidence that [evidence.Verify] refused with err.
 func Refused(err error) Verdict {
-	v := Verdict{Schema: Schema, Status: Broken, Reasons: []Reason{{
-		Code: Code(evidence.CodeOf(err)), Seen: display([]byte(err.Error())), Advice: "what the device sent is not authentic: nothing of it counts",
-	}}}
-	if evidence.CodeOf(err) == evidence.CodeExpectation {
+	code := evidence.CodeOf(err)
+	v := Verdict{Schema: Schema, Status: Broken, Reasons: []Reason{{Code: Code(code), Seen: display([]byte(err.Error())), Advice: refusalAdvice(code)}}}
+	if code == evidence.CodeExpectation {
 		v.Status = Unverified // the verifier's fault
 	}
 	return v
@@ -133,14 +132,14 @@ func (j *judge) demands(v *Verdict) {
 	if j.ref.rules.Firmware.SecureBoot {
 		switch s.SecureBoot {
 		case secureUnknown:
-			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the verifier has to ask for the firmware's event log with the first quote of a boot"})
+			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the firmware's event log did not come with the first quote of this boot: attest-agent doctor says whether the device has one; then reboot it"})
 		case secureOff:
 			v.refuse(Reason{Code: CodeSecureBoot, Expected: []string{"SecureBoot on"}, Seen: "not proven by the firmware's event log", Advice: "turn Secure Boot on in the firmware's settings"})
 		}
 	}
 	for _, pcr := range j.ref.rules.imaPCRs() {
 		if _, ok := j.claims.PCR(j.ref.bank, pcr); !ok {
-			v.doubt(Reason{Code: CodeNotQuoted, PCR: &pcr, Expected: []string{j.ref.bank.String()}, Advice: "the verifier has to ask for this bank"})
+			v.doubt(Reason{Code: CodeNotQuoted, PCR: &pcr, Expected: []string{j.ref.bank.String()}, Advice: "the TPM has to quote this PCR: allocate the bank (tpm2_pcrallocate, then a reboot), or name another: bank = ..."})
 		}
 	}
 	if s.Counts.Files+s.Counts.Signed+s.Counts.Relocated == 0 {

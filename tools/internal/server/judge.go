@@ -135,7 +135,7 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		if p := recover(); p != nil {
 			s.metrics.panics.Add(1)
 			s.Log.Error("panic while judging", "device", st.Device, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
-			j = unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+			j = unjudged(j, st, codeInternal, adviceInternal)
 		}
 	}()
 	j.evidence, j.appraise = b.Known, st.Appraise
@@ -155,7 +155,9 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 	j.claims, j.evidence = claims, next
 	if unusable != nil {
 		s.Log.Error("compile policy", "device", st.Device, "error", unusable)
-		return unjudged(j, st, codePolicy, "the policy cannot be used; the verifier's log says more")
+		j = unjudged(j, st, codePolicy, "its policies cannot be used together: attest fleet policy put NAME --dry-run says what is wrong with one, and it has to be put anew")
+		j.verdict.Reasons[0].Seen = fmt.Sprintf("%.1000v", unusable)
+		return j
 	}
 	var prev appraise.State
 	if len(st.Appraise) > 0 {
@@ -170,12 +172,12 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		return j
 	}
 	if err != nil {
-		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+		return unjudged(j, st, codeInternal, adviceInternal)
 	}
 	j.status, j.verdict = store.Status(v.Status), v
 	if j.appraise, err = after.MarshalBinary(); err != nil {
 		s.Log.Error("write state", "device", st.Device, "error", err)
-		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+		return unjudged(j, st, codeInternal, adviceInternal)
 	}
 	return j
 }
@@ -185,6 +187,8 @@ const (
 	codeInternal appraise.Code = "internal" // a fault of the verifier
 	codePolicy   appraise.Code = "policy"   // the policy cannot be compiled
 )
+
+const adviceInternal = "a fault of the verifier: its log says more; report it with the evidence of this event"
 
 // unjudged is never green. The list is asked for from its beginning, as what was claimed
 // of it was not appraised.
