@@ -101,7 +101,7 @@ func TestFlood(t *testing.T) {
 }
 
 // clientTLS trusts the authority that the program made.
-func clientTLS(t *testing.T, dir string) *tls.Config {
+func clientTLS(t testing.TB, dir string) *tls.Config {
 	t.Helper()
 	ca, err := os.ReadFile(filepath.Join(dir, "tls/ca.crt"))
 	if err != nil {

@@ -111,12 +111,10 @@ func decode(r io.Reader, size int64, v any) error {
 	if !utf8.Valid(b) {
 		return errors.New("it is not UTF-8")
 	}
-	if json.Valid(b) { // else Unmarshal says why not
-		if err := scan(b); err != nil {
-			return err
-		}
+	if err := json.Unmarshal(b, v); err != nil {
+		return err
 	}
-	return json.Unmarshal(b, v)
+	return scan(b)
 }
 
 // fold maps the letters that Unmarshal takes for the same to the first of them.
