@@ -19,7 +19,10 @@
 #                        "appraise-executables", or for settings of meta-integrity its IMA_EVM_POLICY; "" is none.
 # ATTEST_VERIFIER_URL, ATTEST_VERIFIER_CA
 #                        "https://attest.example.com:8881" and the CA of its certificate, PEM: the image gets
-#                        attest-agent, which reports there
+#                        attest-agent, which reports there. systemd starts it; another init has to be told to:
+#                        at:5:respawn:/usr/bin/attest-agent run
+# ATTEST_MANIFEST        where such an image has its own manifest, by which attest-agent verify checks it without a
+#                        network: "/usr/share/attest/image.attest.json", some 500 bytes a file; "" is none
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not
 #                        see changes on filesystems of older kernels
 # ATTEST_EVM             "1": EVM portable signatures, too. ATTEST_TARGET = "x86_64" where the kernel is
@@ -101,8 +104,8 @@ oe_mkext234fs:prepend() {
 PACKAGE_INSTALL:append = " ${@'attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
 PACKAGE_INSTALL:append = " ${@'attest-agent attest-agent-conf' if d.getVar('ATTEST_VERIFIER_URL') and not d.getVar('ATTEST_EXEMPT') else ''}"
 
-# A tree to which the certificate for .evm was added keeps it.
-do_rootfs[vardeps] += "ATTEST_EVM"
+# A tree to which the certificate for .evm or a manifest was added keeps it.
+do_rootfs[vardeps] += "ATTEST_EVM ATTEST_MANIFEST"
 
 python () {
     if d.getVar('ATTEST_EXEMPT'):
@@ -151,14 +154,37 @@ python attest_sign_image() {
     attest_set_iversion(d)
     attest_install_certificates(d)
     attest_warn_of_idle_policy(d)
+    attest_warn_of_idle_agent(d)
+    attest_install_manifest(d)
     folder, name, link = d.getVar('IMGDEPLOYDIR'), d.getVar('IMAGE_NAME') + '.attest.json', d.getVar('IMAGE_LINK_NAME')
-    attest_run(d, ['sign', d.getVar('IMAGE_ROOTFS'), '--labels', 'libc', '--clear-skipped', '--progress', 'plain',
-        '--manifest', os.path.join(folder, name), '--name', link or d.getVar('IMAGE_BASENAME')] + attest_sign_arguments(d))
+    attest_sign_tree(d, os.path.join(folder, name))
     if link:
         link = os.path.join(folder, link + '.attest.json')
         bb.utils.remove(link)
         os.symlink(name, link)
 }
+
+def attest_sign_tree(d, manifest):
+    attest_run(d, ['sign', d.getVar('IMAGE_ROOTFS'), '--labels', 'libc', '--clear-skipped', '--progress', 'plain', '--manifest', manifest,
+        '--name', d.getVar('IMAGE_LINK_NAME') or d.getVar('IMAGE_BASENAME')] + attest_sign_arguments(d))
+
+def attest_install_manifest(d):
+    """Puts a manifest of all other files into an image that has the agent. It is a file like others for the one
+    beside the image, so that a verifier knows it."""
+    import shutil
+    name = d.getVar('ATTEST_MANIFEST')
+    if not name or not d.getVar('ATTEST_VERIFIER_URL'):
+        return
+    root, made = d.getVar('IMAGE_ROOTFS'), d.expand('${T}/inner.attest.json')
+    path = root + name
+    bb.utils.remove(path)
+    bb.utils.mkdirhier(os.path.dirname(path))
+    attest_sign_tree(d, made)
+    shutil.copyfile(made, path)
+    os.chmod(path, 0o644)
+    while path != root:
+        os.utime(path, (attest_time(d), attest_time(d)))
+        path = os.path.dirname(path)
 
 def attest_install_certificates(d):
     """Puts ATTEST_CERT where kernels look for it. Not by a package, with which a new key would mean do_rootfs.
@@ -179,17 +205,30 @@ def attest_install_certificates(d):
 
 def attest_warn_of_idle_policy(d):
     """Warns of a policy that nobody loads: systemd does, or an initramfs, or a script of the image's own."""
-    import glob
-    etc = d.expand('${IMAGE_ROOTFS}${sysconfdir}')
-    if d.getVar('INITRAMFS_IMAGE') or not os.path.exists(etc + '/ima/ima-policy') or os.path.exists(d.expand('${IMAGE_ROOTFS}${systemd_unitdir}/systemd')):
+    if d.getVar('INITRAMFS_IMAGE') or not os.path.exists(d.expand('${IMAGE_ROOTFS}${sysconfdir}/ima/ima-policy')) or attest_boot_runs(d, b'ima/policy'):
         return
+    bb.warn('nobody loads the policy of this image, so that it does nothing: have systemd (INIT_MANAGER), or an initramfs with attest-initramfs or '
+        'attest-init-link (INITRAMFS_IMAGE), or set ATTEST_POLICY = "" and be content with signatures')
+
+def attest_warn_of_idle_agent(d):
+    """Warns of an agent that nobody starts: systemd does."""
+    if not os.path.exists(d.expand('${IMAGE_ROOTFS}${bindir}/attest-agent')) or attest_boot_runs(d, b'attest-agent'):
+        return
+    bb.warn('nobody starts attest-agent in this image, so that it reports nothing: have systemd (INIT_MANAGER), or a line in its inittab: '
+        'at:5:respawn:/usr/bin/attest-agent run')
+
+def attest_boot_runs(d, text):
+    """Says whether the image has systemd, or a script of its own init that has a text."""
+    import glob
+    if os.path.exists(d.expand('${IMAGE_ROOTFS}${systemd_unitdir}/systemd')):
+        return True
+    etc = d.expand('${IMAGE_ROOTFS}${sysconfdir}')
     for path in glob.glob(etc + '/inittab') + glob.glob(etc + '/init.d/*'):
         if os.path.isfile(path):
             with open(path, 'rb') as script:
-                if b'ima/policy' in script.read():
-                    return
-    bb.warn('nobody loads the policy of this image, so that it does nothing: have systemd (INIT_MANAGER), or an initramfs with attest-initramfs or '
-        'attest-init-link (INITRAMFS_IMAGE), or set ATTEST_POLICY = "" and be content with signatures')
+                if text in script.read():
+                    return True
+    return False
 
 def attest_time(d):
     """Of every file of an image: reproducible_final_image_task has set it, before."""

@@ -80,16 +80,9 @@ python attest_sign_rpms() {
         bb.fatal(e.output)
 }
 
-# Secrets are in no argument: everybody on the machine sees those.
 python attest_package_environment() {
-    for name in d.getVar('ATTEST_KEY_ENV').split():
-        value = d.getVar('BB_ORIGENV', False).getVar(name)
-        if value:
-            os.environ[name] = value
-    if d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD'):
-        os.environ['ATTEST_KEY_PASSPHRASE'] = d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD')
+    os.environ.update(attest_secrets(d))
 }
-attest_package_environment[vardepsexclude] = "BB_ORIGENV"
 
 # In the packages themselves, so that upgrading dpkg or opkg keeps it.
 attest_package_divert() {

@@ -32,6 +32,9 @@ def attest_problems(d):
             'In local.conf: DISTRO_FEATURES:append = " integrity"')
     if bb.data.inherits_class('ima-evm-rootfs', d):
         problems.append('ima-evm-rootfs of meta-integrity is inherited, too, and would sign again: take it out of IMAGE_CLASSES or INHERIT')
+    manifest = d.getVar('ATTEST_MANIFEST')
+    if manifest and os.path.normpath('/' + manifest.lstrip('/')) != manifest:
+        problems.append('ATTEST_MANIFEST = "%s": give a whole path in the image, beginning with /' % manifest)
     for name in ('ATTEST_EVM', 'ATTEST_ALLOW_DEBUG_KEYS', 'ATTEST_ALLOW_EXPIRED'):
         value = d.getVar(name)
         if value not in ('0', '1', ''):
@@ -113,18 +116,8 @@ def attest_arguments(d):
     return args
 
 def attest_environment(d):
-    """The environment of attest: secrets are in no argument and in no script of the task."""
-    env = dict(os.environ, PATH=d.getVar('PATH'), SOURCE_DATE_EPOCH=d.getVar('REPRODUCIBLE_TIMESTAMP_ROOTFS') or '')
-    for name in (d.getVar('ATTEST_KEY_ENV') or '').split():
-        value = d.getVar('BB_ORIGENV', False).getVar(name)
-        if value:
-            env[name] = value
-    if d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD'):
-        env['ATTEST_KEY_PASSPHRASE'] = d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD')
-    return env
-
-# nooelint: oelint.vars.mispell.unknown - a function
-attest_environment[vardepsexclude] += "BB_ORIGENV"
+    """The environment of attest."""
+    return dict(os.environ, PATH=d.getVar('PATH'), SOURCE_DATE_EPOCH=d.getVar('REPRODUCIBLE_TIMESTAMP_ROOTFS') or '', **attest_secrets(d))
 
 def attest_run(d, args):
     """Runs attest. What it says goes to the log, how far it is to the terminal; returns its

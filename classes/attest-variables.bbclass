@@ -70,6 +70,8 @@ ATTEST_VERIFIER_URL ??= ""
 ATTEST_VERIFIER_URL[doc] = "Verifier that the agent in the image reports to."
 ATTEST_VERIFIER_CA ??= ""
 ATTEST_VERIFIER_CA[doc] = "CA of that verifier's certificate, a file."
+ATTEST_MANIFEST ??= "${datadir}/attest/image.attest.json"
+ATTEST_MANIFEST[doc] = "Where an image with the agent has its manifest, for attest-agent verify. Empty: it has none, and files are checked by their labels alone."
 ATTEST_SELFTEST_IMAGE ??= "attest-image-minimal"
 ATTEST_SELFTEST_IMAGE[doc] = "Image that oe-selftest -r attest builds."
 ATTEST_SELFTEST_KERNEL ??= "${PREFERRED_PROVIDER_virtual/kernel}"
@@ -117,6 +119,20 @@ def attest_policy_file(d):
     if not policy or '/' in policy:
         return policy or ''
     return os.path.join(d.getVar('ATTEST_BASE'), 'policies', policy + '.ima')
+
+def attest_secrets(d):
+    """Variables of attest's environment: secrets are in no argument, which everybody on the machine sees, and in no script of a task."""
+    secrets = {}
+    for name in d.getVar('ATTEST_KEY_ENV').split():
+        value = d.getVar('BB_ORIGENV', False).getVar(name)
+        if value:
+            secrets[name] = value
+    if d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD'):
+        secrets['ATTEST_KEY_PASSPHRASE'] = d.getVar('IMA_EVM_EVMCTL_KEY_PASSWORD')
+    return secrets
+
+# nooelint: oelint.vars.mispell.unknown - a function
+attest_secrets[vardepsexclude] += "BB_ORIGENV"
 
 ATTEST_KEY[vardepvalue] = "${@attest_uri(d.getVar('ATTEST_KEY'))}"
 MODSIGN_PRIVKEY[vardepvalue] = "${@attest_uri(d.getVar('MODSIGN_PRIVKEY'))}"

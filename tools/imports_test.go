@@ -34,12 +34,14 @@ var mayImport = []struct {
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},
 	{"internal/evidence", "internal/wire internal/ima internal/bootlog"},
+	{"internal/evidence/evidencetest", "internal/evidence"},
 	{"internal/notice", ""},
 	{"internal/keylimedb", ""},
 	{"internal/store", ""}, // evidence and verdicts are bytes to it
 	{"internal/store/storetest", "internal/store"},
 	{"internal/appraise", "internal/config internal/ima internal/bootlog internal/manifest internal/evidence"},
-	{"internal/server", "internal/payload internal/manifest internal/evidence internal/appraise internal/store internal/notice"},
+	{"internal/release", "internal/manifest internal/appraise"},
+	{"internal/server", "internal/payload internal/evidence internal/appraise internal/release internal/store internal/notice"},
 	{"attest-verifier", "internal/config internal/keys internal/evidence internal/store internal/server internal/notice"},
 	{"attest-bench", "internal/keys"},
 	{"attest-init", ""},
@@ -51,7 +53,7 @@ var mayImport = []struct {
 	{"boottest", "boottest/vm internal/cpio"},
 	{"boottest/guest", ""},
 	{"oetest", "boottest/vm internal/cpio"},
-	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/payload internal/evidence internal/appraise internal/keylimedb"},
+	{"attest", "internal/config internal/findexpr internal/ima internal/labellist internal/rpmfile internal/policy internal/manifest internal/keys internal/rootfs internal/kconfig internal/modsig internal/vmlinux internal/payload internal/evidence internal/appraise internal/release internal/keylimedb"},
 }
 
 // formats only turn bytes into values and back: they open nothing.

@@ -3,9 +3,12 @@
 #   ATTEST_VERIFIER_URL = "https://attest.example.com:8881"
 #   ATTEST_VERIFIER_CA = "/secure/verifier-ca.crt"      a file in PEM: who signed the verifier's certificate
 #
+# attest-agent verify, on the device, asks whether ATTEST_CA issued the certificates of the image, and whether its files are
+# what the manifest says that attest-image put into it (ATTEST_MANIFEST).
+#
 # A device that is told more has it in /etc/attest/agent.d/*.toml.
 SUMMARY = "The verifier that attest-agent reports to"
-DESCRIPTION = "/etc/attest/agent.toml and the CA certificate of the verifier, from ATTEST_VERIFIER_URL and ATTEST_VERIFIER_CA."
+DESCRIPTION = "/etc/attest/agent.toml, the CA certificate of the verifier and that of the image, from ATTEST_VERIFIER_URL, ATTEST_VERIFIER_CA and ATTEST_CA."
 HOMEPAGE = "https://github.com/meta-attest/meta-attest"
 SECTION = "security"
 LICENSE = "MIT"
@@ -36,8 +39,13 @@ do_install() {
     install -d ${D}${sysconfdir}/attest/agent.d
     install -m 0644 "${ATTEST_VERIFIER_CA}" ${D}${sysconfdir}/attest/verifier-ca.crt
     printf 'verifier_url = "%s"\nca = "%s"\n' "${ATTEST_VERIFIER_URL}" "${sysconfdir}/attest/verifier-ca.crt" > ${D}${sysconfdir}/attest/agent.toml
+    if [ -n "${ATTEST_CA}" ]; then
+        install -m 0644 "${ATTEST_CA}" ${D}${sysconfdir}/attest/image-ca.crt
+        printf 'manifest_ca = "%s"\n' "${sysconfdir}/attest/image-ca.crt" >> ${D}${sysconfdir}/attest/agent.toml
+        [ -z "${ATTEST_MANIFEST}" ] || printf 'manifest = "%s"\n' "${ATTEST_MANIFEST}" >> ${D}${sysconfdir}/attest/agent.toml
+    fi
     chmod 0644 ${D}${sysconfdir}/attest/agent.toml
 }
-do_install[file-checksums] += "${@'%s:True' % d.getVar('ATTEST_VERIFIER_CA') if d.getVar('ATTEST_VERIFIER_CA') else ''}"
+do_install[file-checksums] += "${@' '.join('%s:True' % path for path in (d.getVar('ATTEST_VERIFIER_CA'), d.getVar('ATTEST_CA')) if path)}"
 
 CONFFILES:${PN} = "${sysconfdir}/attest/agent.toml"

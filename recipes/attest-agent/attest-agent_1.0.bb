@@ -7,8 +7,8 @@ SECTION = "security"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://src/${GO_IMPORT}/COPYING.MIT;md5=fff198021500c834bee15c1eb026ecf5"
 
-require recipes/attest/attest-go-mods.inc
-require recipes/attest/attest-licenses.inc
+require attest-agent-go-mods.inc
+require attest-agent-licenses.inc
 
 # As in attest: the sources lie beside the recipe.
 # nooelint: oelint.vars.fileextrapaths oelint.vars.outofcontext

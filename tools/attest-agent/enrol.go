@@ -26,29 +26,43 @@ type agent struct {
 	notify   *notifier
 }
 
-// newAgent opens everything, and has an attestation key loaded.
-func newAgent(c *Config, in *invocation) (*agent, error) {
-	if err := c.network(); err != nil {
+// openAgent parses the flags of a verb and opens everything. The caller closes it.
+func openAgent(fs *verbFlags, cf *configFlags, in *invocation) (*agent, error) {
+	if err := fs.parse(in); err != nil {
+		return nil, err
+	}
+	c, err := cf.load(os.Environ())
+	if err != nil {
 		return nil, err
 	}
 	a := &agent{config: c, in: in}
-	var err error
-	if a.client, err = newClient(c); err != nil {
+	if err := a.open(); err != nil {
+		a.close()
 		return nil, err
 	}
-	if a.folder, err = openFolder(c.get("state_dir")); err != nil {
-		return nil, err
+	return a, nil
+}
+
+func (a *agent) open() (err error) {
+	if err := a.config.network(); err != nil {
+		return err
+	}
+	if a.client, err = newClient(a.config); err != nil {
+		return err
+	}
+	if a.folder, err = openFolder(a.config.get("state_dir")); err != nil {
+		return err
 	}
 	if a.state, err = a.folder.state(); err != nil {
-		return nil, err
+		return err
 	}
-	if c.get("listen") != "" {
+	if a.config.get("listen") != "" {
 		if a.identity, err = openIdentity(a.folder); err != nil {
-			return a, err
+			return err
 		}
 	}
-	a.device, err = openDevice(c, a.folder)
-	return a, err
+	a.device, err = openDevice(a.config, a.folder)
+	return err
 }
 
 func (a *agent) close() {
@@ -144,20 +158,11 @@ func runEnrol(ctx context.Context, in *invocation) error {
 	fs := newFlags("enrol", "Makes the attestation key, registers it and the TPM's endorsement key, and proves that one TPM\nholds both. To do so again is harmless: a good key is never replaced unless told.")
 	cf := addConfigFlags(fs)
 	fresh := fs.Bool("new-key", false, "make another attestation key, and put the old one aside once the registrar took it")
-	if err := fs.parse(in); err != nil {
-		return err
-	}
-	c, err := cf.load(os.Environ())
+	a, err := openAgent(fs, cf, in)
 	if err != nil {
 		return err
 	}
-	a, err := newAgent(c, in)
-	if a != nil {
-		defer a.close()
-	}
-	if err != nil {
-		return err
-	}
+	defer a.close()
 	if *fresh {
 		err = a.device.candidateKey()
 	} else {

@@ -29,20 +29,11 @@ func runAgent(ctx context.Context, in *invocation) error {
 	fs := newFlags("run", "Attests until it is stopped, as often as the verifier asks for it, and prints each change of the verdict.")
 	cf := addConfigFlags(fs)
 	once := fs.Bool("once", false, "attest once; the exit code is 3 unless the verdict is trusted")
-	if err := fs.parse(in); err != nil {
-		return err
-	}
-	c, err := cf.load(os.Environ())
+	a, err := openAgent(fs, cf, in)
 	if err != nil {
 		return err
 	}
-	a, err := newAgent(c, in)
-	if a != nil {
-		defer a.close()
-	}
-	if err != nil {
-		return err
-	}
+	defer a.close()
 	if a.notify, err = newNotifier(); err != nil {
 		return err
 	}

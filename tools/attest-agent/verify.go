@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -25,8 +26,9 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
 
-// usualMounts are where a running system has filesystems of the kernel or of this boot.
-var usualMounts = []string{"dev", "proc", "run", "sys", "tmp", "var/volatile"}
+// usualMounts are where a running system has filesystems of the kernel or of this boot, and
+// the id that systemd makes for it where the image has an empty one (machine-id(5)).
+var usualMounts = []string{"dev", "etc/machine-id", "proc", "run", "sys", "tmp", "var/volatile"}
 
 // verifyFlags are the flags of attest-agent verify.
 type verifyFlags struct {
@@ -82,6 +84,7 @@ type verification struct {
 	total    rootfs.CheckReport
 	warnings []string
 	hidden   map[string]bool // regular files of the manifest below what may be mounted over
+	own      string          // the manifest itself, where it lies in the tree
 	failed   error           // of writing
 }
 
@@ -130,6 +133,9 @@ func (v *verification) checkAll(ctx context.Context) error {
 			return err
 		}
 		o.Manifest = m
+		if own, err := filepath.Rel(v.root, v.manifest); err == nil {
+			v.own = own
+		}
 	}
 	if err := v.check(ctx, tree, o); err != nil {
 		return err
@@ -163,14 +169,15 @@ func (v *verification) check(ctx context.Context, tree *rootfs.Tree, o rootfs.Ch
 	return err
 }
 
-// findHidden collects the files of the manifest that a mount may hide.
+// findHidden collects the files of the manifest that a mount may hide, if there is anything
+// in them.
 func (v *verification) findHidden(m *manifest.Manifest) error {
 	v.hidden = map[string]bool{}
 	for e, err := range m.Entries() {
 		if err != nil {
 			return err
 		}
-		if e.Type == manifest.File && v.below(e.Path) {
+		if e.Type == manifest.File && e.Size > 0 && v.below(e.Path) {
 			v.hidden[e.Path] = true
 		}
 	}
@@ -187,6 +194,9 @@ func (v *verification) below(name string) bool {
 func (v *verification) find(f rootfs.Finding) {
 	if v.base == "" && v.below(f.Path) && (f.Code == rootfs.CodeOtherMount || f.Code == rootfs.CodeMissing && !v.hidden[f.Path]) {
 		return
+	}
+	if v.base == "" && f.Code == rootfs.CodeAdded && f.Path == v.own {
+		return // it lists all but itself, and was verified
 	}
 	f.Path = path.Join(v.base, f.Path)
 	if v.doc == nil {

@@ -31,6 +31,7 @@ func newSystem(t *testing.T) *system {
 	for _, name := range []string{"sbin/init", "usr/bin/tool", "etc/motd", "proc/.keep", "srv/data"} {
 		s.write(name, "content of "+name)
 	}
+	s.write("etc/machine-id", "")
 	tree, err := rootfs.Open(s.root, rootfs.Direct{})
 	if err != nil {
 		t.Fatal(err)
@@ -141,8 +142,23 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	text, err := os.ReadFile(s.manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write("etc/image.attest.json", string(text))
+	expect("the manifest is in the system", 0, nil, "--manifest", filepath.Join(s.root, "etc/image.attest.json"))
+	s.write("usr/image.attest.json", string(text))
+	expect("and once more", exitFindings, []string{"usr/image.attest.json: added"}, "--manifest", filepath.Join(s.root, "etc/image.attest.json"))
+	for _, name := range []string{"etc/image.attest.json", "usr/image.attest.json"} {
+		if err := os.Remove(filepath.Join(s.root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	s.mount("-t", "tmpfs", "none", filepath.Join(s.root, "proc"))
-	expect("proc", 0, nil)
+	s.mount("--bind", "/etc/hostname", filepath.Join(s.root, "etc/machine-id"))
+	expect("proc and the id of this boot", 0, nil)
 	expect("proc hides a file of the manifest", exitFindings, []string{"proc/.keep: missing"}, with...)
 	s.mount("-t", "tmpfs", "none", filepath.Join(s.root, "srv"))
 	expect("mounted over", exitFindings, []string{"srv: other-mount"})

@@ -46,7 +46,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -142,11 +141,7 @@ func (b *booter) start() error {
 			return fmt.Errorf("mount root read-write: %w", err)
 		}
 	}
-	err := unix.Exec(b.init, append([]string{b.init}, b.initArgs...), os.Environ())
-	if errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("execute %s: %w: the policy appraises it, and its label does not hold", b.init, err)
-	}
-	return fmt.Errorf("execute %s: %w", b.init, err)
+	return explainExec(b.init, unix.Exec(b.init, append([]string{b.init}, b.initArgs...), os.Environ()))
 }
 
 // Levels of the kernel's log. "quiet" shows those below 4.

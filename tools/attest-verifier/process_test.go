@@ -26,7 +26,7 @@ type program struct {
 }
 
 // build builds the program and makes what it needs in dir.
-func build(t *testing.T, dir string) string {
+func build(t testing.TB, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "attest-verifier")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, ".").CombinedOutput(); err != nil {
@@ -49,7 +49,7 @@ func build(t *testing.T, dir string) string {
 }
 
 // start runs the program until it listens everywhere.
-func start(t *testing.T, path string, env ...string) *program {
+func start(t testing.TB, path string, env ...string) *program {
 	t.Helper()
 	p := &program{cmd: exec.Command(path, "--config", "v.toml", "serve"), url: map[string]string{}, ended: make(chan error, 1)}
 	p.cmd.Dir, p.cmd.Env = filepath.Dir(path), append(os.Environ(), env...)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 )
 
 // Forms of lists.
@@ -101,7 +102,7 @@ func (o *allowlistFlags) addManifest(to *appraise.Allowlist, path string) error 
 		return err
 	}
 	if len(trusted) == 0 {
-		return fmt.Errorf("%s: %w", path, errNoSigner)
+		return fmt.Errorf("%s: %w", path, release.ErrNoCertificates)
 	}
 	m, err := manifest.Open(path, trusted)
 	if errors.Is(err, manifest.ErrNotAuthentic) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
 
@@ -53,7 +54,7 @@ var hints = []struct {
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
 	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},
-	{errNoSigner, "give the certificate of the key that signed the manifest: --cert FILE"},
+	{release.ErrNoCertificates, "give the certificate of the key that signed the manifest: --cert FILE"},
 	{errLossy, "to leave it out all the same: --lossy"},
 	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},
 	{errNotCA, "name the CA that issued it, or issue one for its key: attest keys issue"},

@@ -63,7 +63,11 @@ not verified or overdue.`,
 
 func (e *fleetExplanation) print(w io.Writer) error {
 	v := e.Verdict
-	fmt.Fprintf(w, "%s: %s since %s, attested %d %s, last %s\n", showText(e.Device), showText(v.Status), when(&v.Since), v.Total, plural(v.Total, "time"), when(v.Attested))
+	since := &v.Since
+	if v.Status == "overdue" {
+		since = v.Due // of what it was before, the verdict itself tells
+	}
+	fmt.Fprintf(w, "%s: %s since %s, attested %d %s, last %s\n", showText(e.Device), showText(v.Status), when(since), v.Total, plural(v.Total, "time"), when(v.Attested))
 	if len(e.Policies) > 0 {
 		fmt.Fprintf(w, "compared with %s\n", showText(strings.Join(e.Policies, ", ")))
 	}
@@ -71,19 +75,14 @@ func (e *fleetExplanation) print(w io.Writer) error {
 		fmt.Fprintf(w, "alarm: %s\n", showText(e.Alarm))
 	}
 	if v.Status == "overdue" {
-		fmt.Fprintf(w, "it was due at %s: look at attest-agent status on the device; what follows is the last that is known\n", when(v.Due))
+		fmt.Fprintf(w, "it was due at %s, and nothing came: look whether it is on, and reaches the verifier: attest-agent status and attest-agent doctor on the device\n", when(v.Due))
+	} else if v.Due != nil && v.Attested != nil {
+		fmt.Fprintf(w, "it has to attest again by %s\n", when(v.Due))
 	}
 	if v.Attested == nil {
-		fmt.Fprintln(w, "it has not attested yet")
-	} else {
-		var detail appraise.Verdict
-		if err := decodeAnswer(v.Detail, &detail); err != nil {
-			return err
-		}
-		fmt.Fprintln(w)
-		if err := printVerdict(w, detail); err != nil {
-			return err
-		}
+		fmt.Fprintln(w, "it has not attested yet: nothing is known of what it runs")
+	} else if err := e.printDetail(w); err != nil {
+		return err
 	}
 	if e.Event == nil {
 		return nil
@@ -94,6 +93,19 @@ func (e *fleetExplanation) print(w io.Writer) error {
 	}
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// printDetail prints the last verdict that evidence came to.
+func (e *fleetExplanation) printDetail(w io.Writer) error {
+	var detail appraise.Verdict
+	if err := decodeAnswer(e.Verdict.Detail, &detail); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if e.Verdict.Status == "overdue" {
+		fmt.Fprintln(w, "the last that is known:")
+	}
+	return printVerdict(w, detail)
 }
 
 // err is the error that the program ends with.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 )
 
 func newFleetPolicy(o *fleetFlags) *cobra.Command {
@@ -162,7 +163,7 @@ func (p *policyPutFlags) run(c *cobra.Command, o *fleetFlags, name string) error
 	if err != nil {
 		return err
 	}
-	ref, err := compile(trusted, namedRelease{strings.TrimSpace(name + " " + p.name), r})
+	ref, err := compile(trusted, release.Named{Name: name, Policy: r})
 	if err != nil {
 		return err
 	}
@@ -191,7 +192,7 @@ func (p *policyPutFlags) run(c *cobra.Command, o *fleetFlags, name string) error
 }
 
 // upload puts the release, and makes it active if that is asked for.
-func (p *policyPutFlags) upload(ctx context.Context, client *fleetClient, name string, r *release, out *putResult) error {
+func (p *policyPutFlags) upload(ctx context.Context, client *fleetClient, name string, r *release.Policy, out *putResult) error {
 	var before fleetPolicies
 	if p.activate == activateBeside {
 		if err := client.get(ctx, apiPath("policies", name), nil, &before); err != nil && !errors.Is(err, errNoDevice) {
@@ -244,8 +245,10 @@ func (c *fleetClient) replay(ctx context.Context, devices []string, ref *apprais
 			one.Error = "the verifier has no evidence of it"
 		} else if b, err := evidence.DecodeBody[evidence.Bundle](bytes.NewReader(text)); err != nil {
 			one.Error = err.Error()
+		} else if e, err := explain(b, ref); err != nil {
+			one.Error = err.Error()
 		} else {
-			one.Verdict = &explain(b, ref).Verdict
+			one.Verdict = &e.Verdict
 		}
 		all = append(all, one)
 	}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,7 @@ const maxModule = 1 << 30
 
 var (
 	errModuleChain = errors.New("the kernel would not take its signatures")
+	errNoModule    = errors.New("is neither a kernel module (*.ko) nor a folder")
 	errCompressed  = errors.New("is compressed, and only what is inside can be signed")
 )
 
@@ -136,20 +138,22 @@ func (o *kernelModulesFlags) signer(ctx context.Context, stderr io.Writer) (*mod
 	return &moduleSigner{key, cert, hash.Hash()}, key.Close, nil
 }
 
-// findModules lists the modules of a folder, or the one file that dir is.
+// findModules lists the modules of a folder, or the one file that dir is. A folder may have
+// none: that of a kernel all of whose drivers are built in.
 func findModules(dir string) ([]string, error) {
 	var files []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil {
 			return err
 		}
-		for _, suffix := range []string{".gz", ".xz", ".zst"} {
-			if strings.HasSuffix(path, ".ko"+suffix) {
-				return fmt.Errorf("%s: %w", path, errCompressed)
-			}
-		}
-		if strings.HasSuffix(path, ".ko") {
+		compressed := slices.ContainsFunc([]string{".ko.gz", ".ko.xz", ".ko.zst"}, func(s string) bool { return strings.HasSuffix(path, s) })
+		switch {
+		case d.Type().IsRegular() && strings.HasSuffix(path, ".ko"):
 			files = append(files, path)
+		case d.Type().IsRegular() && compressed:
+			return fmt.Errorf("%s: %w", path, errCompressed)
+		case path == dir && !d.IsDir():
+			return fmt.Errorf("%s: %w", path, errNoModule)
 		}
 		return nil
 	})

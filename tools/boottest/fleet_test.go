@@ -210,6 +210,12 @@ func (l *lab) start(t *testing.T, initramfs, tpm, disk string, more ...string) *
 // launch is start without waiting for the machine.
 func (l *lab) launch(t *testing.T, initramfs, tpm, disk string, more ...string) *guest {
 	t.Helper()
+	return l.startImage(t, filepath.Join(l.kernel, "bzImage"), "fleet.img", "rw", initramfs, tpm, disk, more...)
+}
+
+// startImage is launch with a kernel, an image of the lab and words for the command line.
+func (l *lab) startImage(t *testing.T, kernel, image, words, initramfs, tpm, disk string, more ...string) *guest {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "vm") // short: the path of a socket has 107 bytes
 	if err != nil {
 		t.Fatal(err)
@@ -217,9 +223,9 @@ func (l *lab) launch(t *testing.T, initramfs, tpm, disk string, more ...string) 
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	port := filepath.Join(dir, "port")
 	g := &guest{t: t, port: port, log: filepath.Join(dir, "console")}
-	args := []string{"--kernel", filepath.Join(l.kernel, "bzImage"), "--initramfs", initramfs,
-		"--image", filepath.Join(l.dir, "fleet.img"), "--tpm", filepath.Join(l.dir, tpm), "--log", g.log, "--time", "900",
-		"--append", "quiet root=/dev/vda rw attest=log", "--",
+	args := []string{"--kernel", kernel, "--initramfs", initramfs,
+		"--image", filepath.Join(l.dir, image), "--tpm", filepath.Join(l.dir, tpm), "--log", g.log, "--time", "900",
+		"--append", "quiet root=/dev/vda attest=log " + words, "--",
 		"-drive", "file=" + filepath.Join(l.dir, disk) + ",if=none,id=state,format=raw", "-device", "virtio-blk-pci,drive=state,addr=0x1e", // after the root
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=port,path=" + port + ",server=on,wait=off", "-device", "virtserialport,chardev=port"}

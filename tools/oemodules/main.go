@@ -1,9 +1,9 @@
-// Oemodules writes the includes of recipes/attest that say which Go modules the programs
-// of the recipe are made of, in the form that OE-core's go-mod-update-modules.bbclass gives
-// them, and without a build:
+// Oemodules writes the includes of recipes that say which Go modules the programs of the
+// recipe are made of, in the form that OE-core's go-mod-update-modules.bbclass gives them,
+// and without a build. In recipes/NAME:
 //
-//	attest-go-mods.inc   SRC_URI: gomod://MODULE;version=VERSION;sha256sum=SUM of the zip
-//	attest-licenses.inc  LICENSE and LIC_FILES_CHKSUM
+//	NAME-go-mods.inc   SRC_URI: gomod://MODULE;version=VERSION;sha256sum=SUM of the zip
+//	NAME-licenses.inc  LICENSE and LIC_FILES_CHKSUM
 //
 // Which modules those are is what the go command asks for when it lists the programs'
 // packages with an empty cache. With --check nothing is written, and an include that
@@ -38,36 +38,43 @@ func main() {
 	}
 }
 
-const recipeDir = "recipes/attest"
+// recipes are the folders below recipes/ of those that compile Go programs.
+var recipes = []string{"attest", "attest-agent"}
 
 // run makes or checks the includes of the repository at root.
 func run(root, downloads string, check bool) error {
-	includes, err := generate(root, downloads)
-	if err != nil {
-		return err
-	}
-	for name, want := range includes {
-		path := filepath.Join(root, recipeDir, name)
-		if !check {
-			if err := os.WriteFile(path, want, 0o644); err != nil {
-				return err
-			}
-			continue
-		}
-		have, err := os.ReadFile(path)
+	for _, recipe := range recipes {
+		includes, err := generate(root, recipe, downloads)
 		if err != nil {
 			return err
 		}
-		if !bytes.Equal(have, want) {
-			return fmt.Errorf("%s is not what go.mod, go.sum and the imports make it: run scripts/oe-modules", path)
+		for name, want := range includes {
+			if err := put(filepath.Join(root, "recipes", recipe, name), want, check); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
+// put writes an include, or only checks it.
+func put(path string, want []byte, check bool) error {
+	if !check {
+		return os.WriteFile(path, want, 0o644)
+	}
+	have, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(have, want) {
+		return fmt.Errorf("%s is not what go.mod, go.sum and the imports make it: run scripts/oe-modules", path)
+	}
+	return nil
+}
+
 // generate returns the text of each include by its name, and fills downloads, unless that is "".
-func generate(root, downloads string) (map[string][]byte, error) {
-	programs, err := programsOf(root)
+func generate(root, recipe, downloads string) (map[string][]byte, error) {
+	programs, err := programsOf(filepath.Join(root, "recipes", recipe))
 	if err != nil {
 		return nil, err
 	}
@@ -97,14 +104,14 @@ func generate(root, downloads string) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]byte{"attest-go-mods.inc": mods, "attest-licenses.inc": licenses}, nil
+	return map[string][]byte{recipe + "-go-mods.inc": mods, recipe + "-licenses.inc": licenses}, nil
 }
 
 var program = regexp.MustCompile(`\$\{GO_IMPORT\}/(tools/[a-z-]+)`)
 
-// programsOf reads from the recipes which packages they install.
-func programsOf(root string) ([]string, error) {
-	recipes, err := filepath.Glob(filepath.Join(root, recipeDir, "*.bb"))
+// programsOf reads from the recipes in a folder which packages they install.
+func programsOf(dir string) ([]string, error) {
+	recipes, err := filepath.Glob(filepath.Join(dir, "*.bb"))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +126,7 @@ func programsOf(root string) ([]string, error) {
 		}
 	}
 	if len(programs) == 0 {
-		return nil, fmt.Errorf("no ${GO_IMPORT}/tools/NAME in %s/*.bb", recipeDir)
+		return nil, fmt.Errorf("no ${GO_IMPORT}/tools/NAME in %s/*.bb", dir)
 	}
 	return programs, nil
 }

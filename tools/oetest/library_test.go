@@ -155,6 +155,7 @@ func TestSettings(t *testing.T) {
 		{"true for 1", settings(t) + `ATTEST_ALLOW_DEBUG_KEYS = "yes"`, `ATTEST_ALLOW_DEBUG_KEYS = "yes": use "1" or "0"`},
 		{"no distro feature", settings(t) + `DISTRO_FEATURES = ""`, `DISTRO_FEATURES:append = " integrity"`},
 		{"policy misspelt", settings(t) + `ATTEST_POLICY = "appraise-executable"`, `did you mean ATTEST_POLICY = "appraise-executables"`},
+		{"relative path in the image", settings(t) + `ATTEST_MANIFEST = "image.attest.json"`, `ATTEST_MANIFEST = "image.attest.json": give a whole path in the image`},
 		{"no rules", settings(t) + `ATTEST_CONFIG = "/nowhere/attest.toml"`, `ATTEST_CONFIG: there is no file /nowhere/attest.toml`},
 		{"class of meta-integrity", settings(t) + `inherit ima-evm-rootfs`, `ima-evm-rootfs of meta-integrity is inherited, too`},
 		{"squashfs without labels", settings(t) + "IMAGE_FSTYPES = \"squashfs\"\n" + `EXTRA_IMAGECMD = "-no-xattrs"`, `-no-xattrs`},

@@ -22,7 +22,7 @@ func Appraise(c *evidence.Claims, ref *Reference, prev State) (Verdict, State, e
 	case c == nil || c.AK() == nil:
 		return Unjudged(CodeNoClaims, "there is no evidence that was verified"), prev, nil
 	case ref == nil || len(ref.names) == 0:
-		return Unjudged(CodeNoPolicy, "no release is allowed for this device: nothing was compared"), prev, nil
+		return Unjudged(CodeNoPolicy, "no release is allowed for this device, so nothing was compared: attest fleet change DEVICE --policy NAME, and activate a version of it"), prev, nil
 	}
 	s, ok := begin(c, ref, prev)
 	if !ok {

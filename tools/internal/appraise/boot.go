@@ -137,7 +137,7 @@ func (j *judge) pinReasons(release int) (reasons []Reason) {
 		r := Reason{Code: CodePCR, PCR: &p.index, Release: j.ref.names[release],
 			Advice: "see what the boot loaded: another boot loader, kernel or command line, or other firmware settings; allow the value if it was meant"}
 		if !quoted {
-			r.Code, r.Advice = CodeNotQuoted, "the verifier has to ask for this PCR"
+			r.Code, r.Advice = CodeNotQuoted, "the TPM has to quote this PCR: allocate its bank (tpm2_pcrallocate, then a reboot), or pin it in another"
 		}
 		for _, hash := range slices.Sorted(maps.Keys(p.values)) {
 			for _, v := range p.values[hash] {

@@ -6,8 +6,9 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 )
 
-// Part judges evidence by itself, for who explains a verdict afterwards: a device that is
-// polled sends what is new, and what came before it is not there any more. The verdict
+// Part judges evidence by itself, for who explains a verdict afterwards, with other
+// releases than those that judged what came before: a device that is polled sends what is
+// new, and the rest is not there any more. The verdict
 // names what does not fit. It is at best [Unverified], with [CodeNeedWhole], unless the
 // evidence begins at the first entry: then it is that of [Appraise].
 func Part(c *evidence.Claims, ref *Reference) Verdict {
@@ -27,6 +28,6 @@ func Part(c *evidence.Claims, ref *Reference) Verdict {
 	v.Reasons = slices.DeleteFunc(v.Reasons, func(r Reason) bool {
 		return r.Code == CodeNothing || r.Code == CodeRequired || r.Code == CodeNoFirmwareLog
 	})
-	v.doubt(Reason{Code: CodeNeedWhole, Advice: "the entries before these were judged earlier, and are not in this evidence"})
+	v.doubt(Reason{Code: CodeNeedWhole, Advice: "the entries before these were judged earlier, by other releases than the given ones, and are not in this evidence"})
 	return v
 }

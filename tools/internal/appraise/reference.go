@@ -19,7 +19,8 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 )
 
-// imaPCR is where IMA measures files, CONFIG_IMA_MEASURE_PCR_IDX.
+// imaPCR is where IMA measures files unless the rules say otherwise, the default of
+// CONFIG_IMA_MEASURE_PCR_IDX.
 const imaPCR = 10
 
 // Release is one state of the software that is allowed.
@@ -123,12 +124,29 @@ func (r *Reference) Size() int { return r.table.size() }
 // Firmware says whether the first quote of a boot has to come with the firmware's log.
 func (r *Reference) Firmware() bool { return r.rules.Firmware.SecureBoot || len(r.boots) > 0 }
 
+// Terms are what evidence is held against beside the [Reference.Selection].
+func (r *Reference) Terms() evidence.Terms {
+	t, err := r.rules.terms()
+	if err != nil {
+		return evidence.Terms{} // the strictest; Compile has read them, so this cannot be
+	}
+	return t
+}
+
 // Selection is the PCRs that have to be quoted, given the names of the banks that the
 // device has; without any, those that are needed whatever it has.
 func (r *Reference) Selection(available ...string) evidence.Selection {
 	s := evidence.Selection{}
+	want := func(bank string, pcr int) {
+		if !slices.Contains(s[bank], pcr) {
+			s[bank] = append(s[bank], pcr)
+		}
+	}
 	for pcr := range imaPCR + 1 {
-		s[r.bank.String()] = append(s[r.bank.String()], pcr)
+		want(r.bank.String(), pcr)
+	}
+	for _, pcr := range r.rules.imaPCRs() {
+		want(r.bank.String(), pcr)
 	}
 	if r.rules.WeakDigests && r.bank != ima.SHA1 && slices.Contains(available, "sha1") {
 		s["sha1"] = []int{0, 1, 2, 3, 4, 5, 6, 7} // for a boot_aggregate of that kind
@@ -138,8 +156,9 @@ func (r *Reference) Selection(available ...string) evidence.Selection {
 	}
 	for _, p := range r.pins {
 		for hash := range p.values {
-			if pcrs := s[hash.String()]; !slices.Contains(pcrs, p.index) {
-				s[hash.String()] = append(pcrs, p.index)
+			want(hash.String(), p.index)
+			if hash.Weak() {
+				want(r.bank.String(), p.index) // alone it would prove nothing
 			}
 		}
 	}

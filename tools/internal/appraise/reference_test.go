@@ -29,7 +29,13 @@ func TestParseRules(t *testing.T) {
 		"pcr = [{index = 7}]":                            "and values",
 		"bank = \"sha1\"":                                "weak",
 		"bank = \"md5\"":                                 "unknown",
-		"required = [\"a\"]":                             "must start with a slash",
+		"padding = \"before-5.8\"":                       "as weak as SHA-1",
+		"weak_digests = true\npadding = \"yes\"":         "use before-5.8 or no-hash",
+		"ima_pcrs = [7]":                                 "each of 8 to 15",
+		"ima_pcrs = [16]":                                "each of 8 to 15",
+		"ima_pcrs = [11, 11]":                            "each of 8 to 15",
+		"ima_pcrs = [11]\npcr = [{index = 11, values = [\"sha256:00\"]}]": "other than IMA's",
+		"required = [\"a\"]": "must start with a slash",
 	} {
 		if _, err := ParseRules("r.toml", text); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "r.toml:") {
 			t.Errorf("%s: %v, want %q", text, err, want)
@@ -109,6 +115,16 @@ pcr = [{index = 11, values = ["sha256:`+strings.Repeat("00", 32)+`", "sha384:`+s
 	if diff := cmp.Diff(evidence.Selection{"sha256": append(base, 11), "sha384": {11}, "sha1": base[:8]}, ref.Selection("sha1", "sha256")); diff != "" {
 		t.Error(diff)
 	}
+	// A PCR that is pinned in a weak bank is quoted in the other one, too.
+	ref = compile(t, `weak_digests = true
+ima_pcrs = [10, 12]
+pcr = [{index = 14, values = ["sha1:`+strings.Repeat("00", 20)+`"]}]`, one)
+	if diff := cmp.Diff(evidence.Selection{"sha256": append(base, 12, 14), "sha1": {14}}, ref.Selection()); diff != "" {
+		t.Error(diff)
+	}
+	if terms := ref.Terms(); !terms.Equal(evidence.Terms{IMAPCRs: []int{10, 12}}) {
+		t.Errorf("%+v", terms)
+	}
 }
 
 func TestWarnings(t *testing.T) {
@@ -121,6 +137,7 @@ func TestWarnings(t *testing.T) {
 		`violation = [{path = "/var/**", action = "warn"}]`: "violation /var/**: no PCR proves",
 		`violations = "warn"`:                               "violations",
 		`weak_digests = true`:                               "weak_digests",
+		"weak_digests = true\nbank = \"sha1\"":              "two measurement lists can be made",
 		`buffer = [{name = ".ima", any = true}]`:            "any key may be added",
 	} {
 		if w := strings.Join(compile(t, rules, one).Warnings(), "\n"); !strings.Contains(w, want) {

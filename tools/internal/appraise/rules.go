@@ -12,15 +12,20 @@ import (
 	"github.com/bmatcuk/doublestar/v4"
 
 	"github.com/meta-attest/meta-attest/tools/internal/config"
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
 
 // Rules are what an operator says about all releases, or with a "release" about one. The
 // zero Rules are the strictest:
 //
-//	weak_digests = true               # MD5 and SHA-1 digests of files count; so does a SHA-1 boot_aggregate
+//	weak_digests = true               # MD5 and SHA-1 digests of files count, a SHA-1 boot_aggregate too;
+//	                                  # bank = "sha1" and padding need it
 //	kexec = true                      # boot_aggregate may come again
 //	bank = "sha256"                   # the bank of PCRs to ask for; sha256 is the default
+//	ima_pcrs = [10]                   # the PCRs that IMA measures into: CONFIG_IMA_MEASURE_PCR_IDX, and pcr= of its policy
+//	padding = "before-5.8"            # Linux before 5.8 extends SHA-1 filled up with zeros into every bank; "no-hash":
+//	                                  # later ones do that in a bank whose hash they were built without
 //	violations = "warn"               # instead of "fail"
 //	required = ["/usr/sbin/init"]     # unverified until they were measured
 //	relocated = ["/sysroot/**"]       # a file that a release has at another path counts here too
@@ -54,6 +59,8 @@ type Rules struct {
 	WeakDigests bool            `toml:"weak_digests" json:"weak_digests"`
 	Kexec       bool            `toml:"kexec" json:"kexec"`
 	Bank        string          `toml:"bank" json:"bank"`
+	IMAPCRs     []int           `toml:"ima_pcrs" json:"ima_pcrs,omitempty"`
+	Padding     string          `toml:"padding" json:"padding,omitempty"`
 	Violations  Action          `toml:"violations" json:"violations"`
 	Required    []string        `toml:"required" json:"required"`
 	Relocated   []Glob          `toml:"relocated" json:"relocated"`
@@ -167,6 +174,8 @@ const (
 	maxPath  = 4096
 	maxRules = 4096 // of each sort
 	maxPCR   = 23
+
+	firstIMAPCR, lastIMAPCR = 8, 15 // the operating system's, which only a boot resets
 )
 
 // ParseRules reads the TOML document text, which came from the file name. An error says
@@ -192,7 +201,7 @@ func (r *Rules) check() error {
 	if len(r.Required) > maxReleases {
 		return fmt.Errorf("%d required files: at most %d are read", len(r.Required), maxReleases)
 	}
-	if _, err := r.bank(); err != nil {
+	if _, err := r.terms(); err != nil {
 		return err
 	}
 	for _, path := range r.Required {
@@ -224,8 +233,8 @@ func (r *Rules) check() error {
 		}
 	}
 	for _, p := range r.PCRs {
-		if p.Index < 0 || p.Index > maxPCR || p.Index == imaPCR || len(p.Values) == 0 {
-			return fmt.Errorf("pcr %d: an index of 0 to %d other than IMA's %d is wanted, and values", p.Index, maxPCR, imaPCR)
+		if p.Index < 0 || p.Index > maxPCR || slices.Contains(r.imaPCRs(), p.Index) || len(p.Values) == 0 {
+			return fmt.Errorf("pcr %d: an index of 0 to %d other than IMA's %v is wanted, and values", p.Index, maxPCR, r.imaPCRs())
 		}
 	}
 	return nil
@@ -257,6 +266,40 @@ func (r *Rules) bank() (ima.HashAlgo, error) {
 		return 0, errors.New("bank sha1 is weak: weak_digests = true takes it")
 	}
 	return 0, fmt.Errorf("bank %.20q is unknown: use sha256, sha384 or sha512", r.Bank)
+}
+
+func (r *Rules) imaPCRs() []int {
+	if len(r.IMAPCRs) == 0 {
+		return []int{imaPCR}
+	}
+	return r.IMAPCRs
+}
+
+// terms are what the rules say about the PCRs that IMA measures into.
+func (r *Rules) terms() (evidence.Terms, error) {
+	bank, err := r.bank()
+	if err != nil {
+		return evidence.Terms{}, err
+	}
+	t := evidence.Terms{SHA1Bank: bank == ima.SHA1, IMAPCRs: r.IMAPCRs}
+	for i, pcr := range r.IMAPCRs {
+		if pcr < firstIMAPCR || pcr > lastIMAPCR || slices.Contains(r.IMAPCRs[:i], pcr) {
+			return t, fmt.Errorf("ima_pcrs %v: each of %d to %d once is wanted: others are the firmware's, or can be reset", r.IMAPCRs, firstIMAPCR, lastIMAPCR)
+		}
+	}
+	switch r.Padding {
+	case "":
+	case "before-5.8":
+		t.Padding = ima.PaddedOld
+	case "no-hash":
+		t.Padding = ima.PaddedUnknown
+	default:
+		return t, fmt.Errorf("padding %.20q is unknown: use before-5.8 or no-hash", r.Padding)
+	}
+	if t.Padding != ima.Unpadded && !r.WeakDigests {
+		return t, errors.New("padding makes a bank as weak as SHA-1: weak_digests = true takes it")
+	}
+	return t, nil
 }
 
 // digestAlgos are those whose digests a policy may hold.
@@ -315,6 +358,9 @@ func (r *Rules) lint() (warnings []string) {
 	}
 	if r.WeakDigests {
 		warnings = append(warnings, "weak_digests = true: two files can be made that have the same digest")
+	}
+	if r.Bank == "sha1" || r.Padding != "" {
+		warnings = append(warnings, "bank = \"sha1\" or padding: two measurement lists can be made that lead to the same PCR")
 	}
 	for _, b := range r.Buffers {
 		if b.Any && strings.HasPrefix(b.Name, ".") {

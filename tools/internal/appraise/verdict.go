@@ -19,7 +19,8 @@ type Status string
 // What a device can be.
 const (
 	Trusted    Status = "trusted"    // all that it ran fits one release
-	Untrusted  Status = "untrusted"  // not authentic, or it ran something that fits none
+	Untrusted  Status = "untrusted"  // it ran something that fits none
+	Broken     Status = "broken"     // what it sent is not authentic
 	Unverified Status = "unverified" // nothing is known against it, and not enough for it
 )
 
@@ -73,9 +74,12 @@ func Unjudged(code Code, why string) Verdict {
 
 // Refused is the verdict on evidence that [evidence.Verify] refused with err.
 func Refused(err error) Verdict {
-	return Verdict{Schema: Schema, Status: Untrusted, Reasons: []Reason{{
-		Code: Code(evidence.CodeOf(err)), Seen: display([]byte(err.Error())), Advice: "what the device sent is not authentic: nothing of it counts",
-	}}}
+	code := evidence.CodeOf(err)
+	v := Verdict{Schema: Schema, Status: Broken, Reasons: []Reason{{Code: Code(code), Seen: display([]byte(err.Error())), Advice: refusalAdvice(code)}}}
+	if code == evidence.CodeExpectation {
+		v.Status = Unverified // the verifier's fault
+	}
+	return v
 }
 
 func (v *Verdict) refuse(reasons ...Reason) {
@@ -134,14 +138,15 @@ func (j *judge) demands(v *Verdict) {
 	if j.ref.rules.Firmware.SecureBoot {
 		switch s.SecureBoot {
 		case secureUnknown:
-			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the verifier has to ask for the firmware's event log with the first quote of a boot"})
+			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the firmware's event log did not come with the first quote of this boot: attest-agent doctor says whether the device has one; then reboot it"})
 		case secureOff:
 			v.refuse(Reason{Code: CodeSecureBoot, Expected: []string{"SecureBoot on"}, Seen: "not proven by the firmware's event log", Advice: "turn Secure Boot on in the firmware's settings"})
 		}
 	}
-	if _, ok := j.claims.PCR(j.ref.bank, imaPCR); !ok {
-		pcr := imaPCR
-		v.doubt(Reason{Code: CodeNotQuoted, PCR: &pcr, Expected: []string{j.ref.bank.String()}, Advice: "the verifier has to ask for this bank"})
+	for _, pcr := range j.ref.rules.imaPCRs() {
+		if _, ok := j.claims.PCR(j.ref.bank, pcr); !ok {
+			v.doubt(Reason{Code: CodeNotQuoted, PCR: &pcr, Expected: []string{j.ref.bank.String()}, Advice: "the TPM has to quote this PCR: allocate the bank (tpm2_pcrallocate, then a reboot), or name another: bank = ..."})
+		}
 	}
 	if s.Counts.Files+s.Counts.Signed+s.Counts.Relocated == 0 {
 		v.doubt(Reason{Code: CodeNothing, Advice: "no file of a release was measured: see whether the device loads an IMA policy that measures (attest policy check)"})

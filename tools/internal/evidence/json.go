@@ -1,7 +1,6 @@
 package evidence
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,63 +111,81 @@ func decode(r io.Reader, size int64, v any) error {
 	if !utf8.Valid(b) {
 		return errors.New("it is not UTF-8")
 	}
-	if err := scan(b); err != nil {
+	if err := json.Unmarshal(b, v); err != nil {
 		return err
 	}
-	return json.Unmarshal(b, v)
+	return scan(b)
 }
 
-// fold maps the letters that Unmarshal takes for the same to one of them.
+// fold maps the letters that Unmarshal takes for the same to the first of them.
 func fold(r rune) rune {
-	for {
-		next := unicode.SimpleFold(r)
-		if next <= r {
-			return next
-		}
-		r = next
+	first := r
+	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+		first = min(first, next)
 	}
+	return first
 }
 
-// scan walks over the JSON for what [json.Unmarshal] lets pass: a name that is there twice
-// in an object (it takes the last, other readers the first), and endless depth.
+// scan walks over valid JSON for what [json.Unmarshal] lets pass: a name that is there twice
+// in an object (it takes the last, other readers the first), and great depth.
 func scan(b []byte) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
 	var open []map[string]bool // nil for an array
 	isName := false            // whether a string that comes now is the name of a member
-	for {
-		t, err := d.Token()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch t := t.(type) {
-		case json.Delim:
-			switch t {
-			case '{':
-				open = append(open, map[string]bool{})
-			case '[':
-				open = append(open, nil)
-			default:
-				open = open[:len(open)-1]
+	var folded []byte
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			var names map[string]bool
+			if isName = b[i] == '{'; isName {
+				names = map[string]bool{}
 			}
-			if len(open) > maxDepth {
+			if open = append(open, names); len(open) > maxDepth {
 				return fmt.Errorf("it is nested more than %d deep", maxDepth)
 			}
-		case string:
+		case '}', ']':
+			open = open[:len(open)-1]
+		case ',':
+			isName = open[len(open)-1] != nil
+		case ':':
+			isName = false
+		case '"':
+			end := endOfString(b, i)
 			if isName {
-				// Unmarshal does not mind the case of a name.
-				name := strings.Map(fold, t)
-				if open[len(open)-1][name] {
-					return fmt.Errorf("member %.40q is there twice", t)
+				folded = appendFolded(folded[:0], b[i:end])
+				if open[len(open)-1][string(folded)] {
+					return fmt.Errorf("member %.40q is there twice", b[i+1:end-1])
 				}
-				open[len(open)-1][name] = true
-				isName = false
-				continue
+				open[len(open)-1][string(folded)] = true
 			}
+			i = end - 1
 		}
-		isName = len(open) > 0 && open[len(open)-1] != nil
 	}
+	return nil
+}
+
+// endOfString is where the string that begins at b[i] has ended.
+func endOfString(b []byte, i int) int {
+	for i++; b[i] != '"'; i++ {
+		if b[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+// appendFolded appends a name, quoted, in the form that is the same for all that Unmarshal
+// takes for the same.
+func appendFolded(to, quoted []byte) []byte {
+	for _, c := range quoted[1 : len(quoted)-1] {
+		if c == '\\' || c >= utf8.RuneSelf {
+			var name string
+			_ = json.Unmarshal(quoted, &name) // it is valid
+			return append(to[:0], strings.Map(fold, name)...)
+		}
+		if 'a' <= c && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		to = append(to, c)
+	}
+	return to
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
@@ -196,7 +197,7 @@ func TestPolicy(t *testing.T) {
 	m := w.enrolled(tpmtest.Start(t))
 	m.runFile("/bin/new")
 	location, asked := m.negotiate()
-	second := map[string]any{"schema": schemaPolicy, "release": "second", "runtime_policy": runtimePolicy("/sbin/init", "/bin/new"), "rules": `required = ["/sbin/init"]`}
+	second := map[string]any{"schema": release.Schema, "release": "second", "runtime_policy": runtimePolicy("/sbin/init", "/bin/new"), "rules": `required = ["/sbin/init"]`}
 	w.api("POST", "/policies/image", second, http.StatusCreated)
 	w.api("PUT", "/policies/image/active", map[string]any{"versions": []int{1, 2}}, http.StatusOK)
 	if a := m.submit(location, m.collect(asked)); a.status != http.StatusAccepted || !bytes.Contains(a.body, []byte("need_whole")) {
@@ -217,13 +218,13 @@ func TestPolicy(t *testing.T) {
 	w.api("PUT", "/policies/image/active", map[string]any{"versions": []int{}}, http.StatusOK)
 	m.expect(store.Unverified, "no_policy")
 	w.api("DELETE", "/policies/image", nil, http.StatusConflict)
-	for name, bad := range map[string]any{"nothing allowed": map[string]any{"schema": schemaPolicy}, "unknown member": map[string]any{"schema": schemaPolicy, "exclude": 1},
+	for name, bad := range map[string]any{"nothing allowed": map[string]any{"schema": release.Schema}, "unknown member": map[string]any{"schema": release.Schema, "exclude": 1},
 		"no schema": map[string]any{}, "an array": []int{1}} {
 		if a := w.send("POST", w.verifier+"/api/v1/policies/bad", w.admin, bad); a.status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}
 	}
-	unsigned := map[string]any{"schema": schemaPolicy, "manifests": []string{"{}"}}
+	unsigned := map[string]any{"schema": release.Schema, "manifests": []string{"{}"}}
 	w.api("POST", "/policies/bad", unsigned, http.StatusUnprocessableEntity)
 }
 

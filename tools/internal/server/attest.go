@@ -27,6 +27,7 @@ type known struct {
 // pending is an attestation that was negotiated.
 type pending struct {
 	Asked evidence.Requests `json:"asked"`
+	Terms evidence.Terms    `json:"terms,omitzero"`
 	Whole bool              `json:"whole,omitempty"` // not for answering: the next one is to ask for all
 }
 
@@ -56,24 +57,24 @@ func (s *Server) negotiate(c *call) error {
 	if !st.Attest {
 		return fail(http.StatusForbidden, "agent_attestations_disabled", "attestations of this device are switched off")
 	}
-	asked, err := s.ask(c, st, &m.Data.Attributes)
+	p, err := s.ask(c, st, &m.Data.Attributes)
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(pending{Asked: *asked})
+	body, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	index, err := s.Store.Negotiate(c.Context(), st.Device, body, asked.Expires)
+	index, err := s.Store.Negotiate(c.Context(), st.Device, body, p.Asked.Expires)
 	if err != nil {
 		return err
 	}
 	c.w.Header().Set("Location", fmt.Sprintf("/v3.0/agents/%s/attestations/%d", st.Device, index))
-	return c.push(http.StatusCreated, evidence.NewDocument(strconv.FormatInt(index, 10), *asked))
+	return c.push(http.StatusCreated, evidence.NewDocument(strconv.FormatInt(index, 10), p.Asked))
 }
 
 // ask chooses what to ask a device for.
-func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*evidence.Requests, error) {
+func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*pending, error) {
 	ak, err := s.aks.parse(st.AK.Public)
 	if err != nil {
 		return nil, err
@@ -82,13 +83,14 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*evi
 	if err != nil {
 		s.Log.Error("compile policy", "device", st.Device, "error", err)
 	}
-	asked := &evidence.Requests{Stage: "awaiting_evidence", System: can.System, Received: c.now.UTC(), Expires: c.now.Add(s.ChallengeLifetime).UTC()}
+	p := &pending{Terms: ref.terms(), Asked: evidence.Requests{Stage: "awaiting_evidence", System: can.System, Received: c.now.UTC(), Expires: c.now.Add(s.ChallengeLifetime).UTC()}}
+	asked := &p.Asked
 	asked.Requested = []evidence.Request{{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Parameters: evidence.Parameters{
-		Challenge: evidence.NewNonce(), Scheme: ak.Scheme(), Hash: ak.Hash(), Selected: selectionOf(ref), Key: keyOf(ak, can),
+		Challenge: evidence.NewNonce(), Scheme: ak.Scheme(), Hash: ak.Hash(), Selected: selectionOf(ref, can), Key: keyOf(ak, can),
 	}}}
 	whole := true
 	if list := can.IMA(); list != nil {
-		offset, err := s.offset(c.Context(), st, asked, ak, can, ref)
+		offset, err := s.offset(c.Context(), st, asked.Expected(ak, p.Terms), can, ref)
 		if err != nil {
 			return nil, err
 		}
@@ -104,14 +106,14 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*evi
 		asked.Requested = append(asked.Requested, evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeFirmware,
 			Parameters: evidence.Parameters{Offset: new(int), Format: evidence.FormatBinary}})
 	}
-	return asked, nil
+	return p, nil
 }
 
 // bootDrift is by how much two tellings of the time of one boot may differ.
 const bootDrift = 30 * time.Second
 
 // offset is the first entry to send: 0 where nothing that is known can be gone on from.
-func (s *Server) offset(ctx context.Context, st *store.State, asked *evidence.Requests, ak *evidence.AK, can *evidence.Capabilities, ref *reference) (int, error) {
+func (s *Server) offset(ctx context.Context, st *store.State, want evidence.Expected, can *evidence.Capabilities, ref *reference) (int, error) {
 	k, err := decodeState[known](st.Evidence)
 	if err != nil {
 		return 0, err
@@ -128,15 +130,14 @@ func (s *Server) offset(ctx context.Context, st *store.State, asked *evidence.Re
 	if k.Whole || boot > bootDrift || list.Partial != nil && !*list.Partial || !ref.continues(st.Appraise) {
 		return 0, nil
 	}
-	want := asked.Expected(ak)
 	want.IMA = true
 	return k.State.Offset(want), nil
 }
 
 // selectionOf is what to quote. Keylime's agents of 2025 need the member sha1.
-func selectionOf(ref *reference) map[string][]int {
+func selectionOf(ref *reference, can *evidence.Capabilities) map[string][]int {
 	selected := map[string][]int{"sha1": {}}
-	for bank, pcrs := range ref.selection() {
+	for bank, pcrs := range ref.selection(can) {
 		selected[bank] = pcrs
 	}
 	return selected

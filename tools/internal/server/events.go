@@ -76,7 +76,7 @@ func (s *Server) checkEvents(c *call) error {
 	return c.json(http.StatusOK, map[string]any{"good": true, "head": headView(head)})
 }
 
-// downloadEvidence returns an attest.evidence/v1 bundle, for attest explain.
+// downloadEvidence returns an attest.evidence/v2 bundle, for attest explain.
 func (s *Server) downloadEvidence(c *call) error {
 	sum, err := hex.DecodeString(c.PathValue("digest"))
 	if err != nil || len(sum) != sha256.Size {

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -77,8 +78,15 @@ type world struct {
 
 func newWorld(t testing.TB, change ...func(*Options)) *world {
 	t.Helper()
+	return newWorldOn(t, newSQLite(t), change...)
+}
+
+func newSQLite(t testing.TB) string { return filepath.Join(t.TempDir(), "attest.db") }
+
+// newWorldOn makes a world on a database of any kind, empty or not.
+func newWorldOn(t testing.TB, url string, change ...func(*Options)) *world {
+	t.Helper()
 	w := &world{t: t, clock: &clock{now: time.Now()}, log: &logBuffer{}, pki: newPKI(t)}
-	url := filepath.Join(t.TempDir(), "attest.db")
 	w.database = url
 	if _, _, err := store.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
@@ -103,7 +111,7 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 	w.ops = "http://" + w.listen(w.s.Operations(func() map[string]*x509.Certificate { return map[string]*x509.Certificate{"server": server.Leaf} }), nil)
 	w.client = w.pki.client()
 	t.Cleanup(w.client.CloseIdleConnections)
-	w.admin = w.token("root", Admin)
+	w.admin = w.token(rand.Text(), Admin) // another in each world on a database
 	return w
 }
 
@@ -221,7 +229,7 @@ func runtimePolicy(paths ...string) map[string]any {
 // policy puts, activates and assigns nothing: see assign.
 func (w *world) policy(name string, paths ...string) {
 	w.t.Helper()
-	w.api("POST", "/policies/"+name+"?activate=true", map[string]any{"schema": schemaPolicy, "rules": `required = ["` + paths[0] + `"]`,
+	w.api("POST", "/policies/"+name+"?activate=true", map[string]any{"schema": release.Schema, "rules": `required = ["` + paths[0] + `"]`,
 		"runtime_policy": runtimePolicy(paths...)}, http.StatusCreated)
 }
 

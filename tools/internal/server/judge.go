@@ -42,11 +42,11 @@ func (s *Server) decide(c *call, collected *evidence.Collected) (*outcome, error
 		if err != nil {
 			return nil, err
 		}
-		asked, err := c.asked(st)
+		p, err := c.asked(st)
 		if err != nil {
 			return nil, err
 		}
-		out, err := s.decideOnce(c, st, asked, collected)
+		out, err := s.decideOnce(c, st, p, collected)
 		if !errors.Is(err, store.ErrConflict) || try == maxRetries {
 			return out, err
 		}
@@ -54,7 +54,7 @@ func (s *Server) decide(c *call, collected *evidence.Collected) (*outcome, error
 }
 
 // asked is what the device answers to, if it does in time.
-func (c *call) asked(st *store.State) (*evidence.Requests, error) {
+func (c *call) asked(st *store.State) (*pending, error) {
 	i := c.PathValue("index")
 	if st.Pending == nil || !st.Pending.Expires.After(c.now) || i != "latest" && i != fmt.Sprint(st.Pending.Index) {
 		return nil, store.ErrPending
@@ -66,28 +66,37 @@ func (c *call) asked(st *store.State) (*evidence.Requests, error) {
 	if p.Whole {
 		return nil, store.ErrPending
 	}
-	return &p.Asked, nil
+	return &p, nil
 }
 
-func (s *Server) decideOnce(c *call, st *store.State, asked *evidence.Requests, collected *evidence.Collected) (*outcome, error) {
+func (s *Server) decideOnce(c *call, st *store.State, p *pending, collected *evidence.Collected) (*outcome, error) {
 	k, err := decodeState[known](st.Evidence)
 	if err != nil {
 		return nil, err
 	}
-	if asked.Whole() {
+	if p.Asked.Whole() {
 		leave, err := s.enterReplay(c.Context())
 		if err != nil {
 			return nil, err
 		}
 		defer leave()
 	}
-	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: *asked, Collected: *collected, Known: k.State}
+	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: p.Asked, Collected: *collected, Known: k.State,
+		Terms: p.Terms, Policies: compared(st.Policies), Appraised: st.Appraise}
 	j := s.weigh(c.Context(), st, b)
-	out := &outcome{index: st.Pending.Index, system: asked.System, status: j.status}
+	out := &outcome{index: st.Pending.Index, system: p.Asked.System, status: j.status}
 	if j.whole {
 		return s.askWhole(c, st, out, j)
 	}
 	return out, s.keep(c, st, b, k, j, out)
+}
+
+// compared names the policies of a device as its evidence keeps them.
+func compared(refs []store.PolicyRef) (policies []evidence.ComparedPolicy) {
+	for _, r := range refs {
+		policies = append(policies, evidence.ComparedPolicy{Name: revision(r), Digest: r.Digest})
+	}
+	return policies
 }
 
 // enterReplay waits for one of the places in which whole lists are judged, so that a fleet
@@ -126,7 +135,7 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		if p := recover(); p != nil {
 			s.metrics.panics.Add(1)
 			s.Log.Error("panic while judging", "device", st.Device, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
-			j = unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+			j = unjudged(j, st, codeInternal, adviceInternal)
 		}
 	}()
 	j.evidence, j.appraise = b.Known, st.Appraise
@@ -134,21 +143,27 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 	if err != nil {
 		return refused(j, err)
 	}
+	ref, unusable := s.refs.of(ctx, st.Policies)
+	if unusable == nil && !b.Terms.Equal(ref.terms()) {
+		j.whole, j.verdict = true, appraise.Unjudged(appraise.CodeNeedWhole, "the policy changed, and other PCRs or banks have to be asked for")
+		return j
+	}
 	claims, next, err := b.VerifyWith(ak)
 	if err != nil {
 		return refused(j, err)
 	}
 	j.claims, j.evidence = claims, next
-	ref, err := s.refs.of(ctx, st.Policies)
-	if err != nil {
-		s.Log.Error("compile policy", "device", st.Device, "error", err)
-		return unjudged(j, st, codePolicy, "the policy cannot be used; the verifier's log says more")
+	if unusable != nil {
+		s.Log.Error("compile policy", "device", st.Device, "error", unusable)
+		j = unjudged(j, st, codePolicy, "its policies cannot be used together: attest fleet policy put NAME --dry-run says what is wrong with one, and it has to be put anew")
+		j.verdict.Reasons[0].Seen = fmt.Sprintf("%.1000v", unusable)
+		return j
 	}
 	var prev appraise.State
 	if len(st.Appraise) > 0 {
 		if err := prev.UnmarshalBinary(st.Appraise); err != nil {
 			s.Log.Error("read stored state", "device", st.Device, "error", err)
-			prev = appraise.State{}
+			prev, b.Appraised = appraise.State{}, nil
 		}
 	}
 	v, after, err := s.judge(claims, ref.compiled(), prev)
@@ -157,12 +172,12 @@ func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle)
 		return j
 	}
 	if err != nil {
-		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+		return unjudged(j, st, codeInternal, adviceInternal)
 	}
 	j.status, j.verdict = store.Status(v.Status), v
 	if j.appraise, err = after.MarshalBinary(); err != nil {
 		s.Log.Error("write state", "device", st.Device, "error", err)
-		return unjudged(j, st, codeInternal, "the verifier failed while judging; its log says more")
+		return unjudged(j, st, codeInternal, adviceInternal)
 	}
 	return j
 }
@@ -173,6 +188,8 @@ const (
 	codePolicy   appraise.Code = "policy"   // the policy cannot be compiled
 )
 
+const adviceInternal = "a fault of the verifier: its log says more; report it with the evidence of this event"
+
 // unjudged is never green. The list is asked for from its beginning, as what was claimed
 // of it was not appraised.
 func unjudged(j judgement, st *store.State, code appraise.Code, why string) judgement {
@@ -181,16 +198,9 @@ func unjudged(j judgement, st *store.State, code appraise.Code, why string) judg
 
 // refused is the judgement of evidence that is not authentic.
 func refused(j judgement, err error) judgement {
-	j.verdict, j.status = appraise.Refused(err), store.Broken
-	switch evidence.CodeOf(err) {
-	case evidence.CodeReboot:
-		j.whole = true // honest: it booted between the challenge and the quote, or before
-	case evidence.CodeExpectation:
-		j.status = store.Unverified // the verifier's fault
-		j.verdict.Status = appraise.Unverified
-	default:
-		j.verdict.Status = appraise.Status(store.Broken)
-	}
+	j.verdict = appraise.Refused(err)
+	j.status = store.Status(j.verdict.Status)
+	j.whole = evidence.CodeOf(err) == evidence.CodeReboot // honest: it booted between the challenge and the quote, or before
 	return j
 }
 

@@ -28,7 +28,7 @@ func (b *buckets) take(key string, now time.Time) (wait time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	at := b.free[key]
-	if at.Before(now) {
+	if at.Before(now) || at.Sub(now) > b.full { // or the clock was set back: nobody can owe more
 		at = now
 	}
 	if wait = at.Add(b.step).Sub(now) - b.full; wait > 0 {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -70,7 +71,7 @@ func (s *Server) putPolicy(c *call) error {
 	if err != nil {
 		return err
 	}
-	ref, err := s.Store.PutPolicy(c.Context(), name, version, schemaPolicy, body, c.who.name, c.now)
+	ref, err := s.Store.PutPolicy(c.Context(), name, version, release.Schema, body, c.who.name, c.now)
 	if err != nil {
 		return err
 	}
@@ -88,11 +89,11 @@ func (s *Server) putPolicy(c *call) error {
 }
 
 func (s *Server) check(name string, body []byte) (warnings []string, err error) {
-	d, err := parsePolicy(body)
+	p, err := release.Parse(body)
 	if err != nil {
 		return nil, fail(http.StatusBadRequest, "policy", "read policy: %v", err)
 	}
-	ref, err := compile([]string{name}, []*policyDocument{d}, s.Releases)
+	ref, err := s.refs.compilePolicies(release.Named{Name: name, Policy: p})
 	if err != nil {
 		return nil, fail(http.StatusUnprocessableEntity, "policy", "compile policy: %v", err)
 	}

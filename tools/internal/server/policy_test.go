@@ -16,6 +16,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
@@ -47,13 +48,13 @@ func (p *pki) manifestOf(t testing.TB, paths ...string) string {
 // TestManifest: the seam between build and verifier. What the build signed is what a device
 // may run; a manifest that somebody else signed is none.
 func TestManifest(t *testing.T) {
-	release := newPKI(t)
-	w := newWorld(t, func(o *Options) { o.Releases = []*x509.Certificate{release.ca} })
+	builder := newPKI(t)
+	w := newWorld(t, func(o *Options) { o.Releases = []*x509.Certificate{builder.ca} })
 	m := w.machine(tpmtest.Start(t))
 	m.runFile("/sbin/init")
 	m.enrol()
 	m.session()
-	doc := map[string]any{"schema": schemaPolicy, "release": "scarthgap", "manifests": []string{release.manifestOf(t, "bin/sh", "sbin/init")}}
+	doc := map[string]any{"schema": release.Schema, "release": "scarthgap", "manifests": []string{builder.manifestOf(t, "bin/sh", "sbin/init")}}
 	w.api("POST", "/policies/image?activate=true", doc, http.StatusCreated)
 	w.assign(m.id, "image")
 	m.expect(store.Trusted, "")
@@ -71,7 +72,7 @@ func TestManifest(t *testing.T) {
 	}
 	doc["manifests"] = []string{newPKI(t).manifestOf(t, "bin/sh")}
 	w.api("POST", "/policies/image", doc, http.StatusUnprocessableEntity)
-	left, err := filepath.Glob(filepath.Join(os.TempDir(), "attest-verifier-*.json"))
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "attest-manifest-*.json"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}

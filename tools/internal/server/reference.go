@@ -1,18 +1,13 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +15,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/manifest"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -38,11 +33,25 @@ func (r *reference) wantsFirmware() bool { return r != nil && r.Firmware() }
 
 // selection is what to quote: without a policy what one would ask for as a rule, so that a
 // device can be watched before its policy is written.
-func (r *reference) selection() evidence.Selection {
+func (r *reference) selection(can *evidence.Capabilities) evidence.Selection {
 	if r == nil {
 		return evidence.Selection{"sha256": {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}
 	}
-	return r.Selection()
+	var banks []string
+	for bank, pcrs := range can.Quote().AvailablePC {
+		if len(pcrs) > 0 {
+			banks = append(banks, bank)
+		}
+	}
+	return r.Selection(banks...)
+}
+
+// terms are the strictest without a policy.
+func (r *reference) terms() evidence.Terms {
+	if r == nil {
+		return evidence.Terms{}
+	}
+	return r.Terms()
 }
 
 // continues says whether what is known of a device was appraised by this policy.
@@ -169,22 +178,21 @@ func (r *references) compile(ctx context.Context, refs []store.PolicyRef) (h *he
 			h.ref, h.until = nil, r.now().Add(retryAfter)
 		}
 	}()
-	var docs []*policyDocument
-	var names []string
+	var policies []release.Named
 	for _, ref := range refs {
 		body, err := r.store.PolicyBody(ctx, ref.Digest)
 		if err == nil {
-			var d *policyDocument
-			if d, err = parsePolicy(body); err == nil {
-				docs, names = append(docs, d), append(names, fmt.Sprintf("%s@%d", ref.Name, ref.Version))
+			var p *release.Policy
+			if p, err = release.Parse(body); err == nil {
+				policies = append(policies, release.Named{Name: revision(ref), Policy: p})
 			}
 		}
 		if err != nil {
-			h.err = fmt.Errorf("policy %s@%d: %w", ref.Name, ref.Version, err)
+			h.err = fmt.Errorf("policy %s: %w", revision(ref), err)
 			return h
 		}
 	}
-	compiled, err := compile(names, docs, r.trusted)
+	compiled, err := r.compilePolicies(policies...)
 	if err != nil {
 		h.err = err
 		return h
@@ -201,108 +209,25 @@ func (r *references) usage() (count int, bytes int64) {
 	return len(r.held), r.size
 }
 
-// schemaPolicy is what the body of a policy says it is.
-const schemaPolicy = "attest.policy/v1"
-
-// policyDocument is the body of a policy: a release, and the rules that go with it.
-type policyDocument struct {
-	Schema    string          `json:"schema"`
-	Release   string          `json:"release,omitempty"`   // shown beside the policy's name
-	Rules     string          `json:"rules,omitempty"`     // TOML, see appraise.Rules
-	Manifests []string        `json:"manifests,omitempty"` // that attest sign wrote, each as it stands in its file
-	Runtime   json.RawMessage `json:"runtime_policy,omitempty"`
-	TPM       json.RawMessage `json:"tpm_policy,omitempty"`
-	MB        json.RawMessage `json:"mb_policy,omitempty"` // reference state of Keylime's measured boot policy "example"
-}
-
-// parsePolicy reads a body, which may also be a bare runtime policy of Keylime.
-func parsePolicy(body []byte) (*policyDocument, error) {
-	if !json.Valid(body) {
-		return nil, errors.New("not JSON")
-	}
-	var probe map[string]json.RawMessage
-	if err := json.Unmarshal(body, &probe); err != nil {
-		return nil, errors.New("not a JSON object")
-	}
-	if _, ours := probe["schema"]; !ours && (probe["digests"] != nil || appraise.IsEnvelope(body)) {
-		return &policyDocument{Schema: schemaPolicy, Runtime: body}, nil
-	}
-	d := &policyDocument{}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(d); err != nil {
-		return nil, err
-	}
-	if d.Schema != schemaPolicy {
-		return nil, fmt.Errorf("schema is %.40q, not %s", d.Schema, schemaPolicy)
-	}
-	if len(d.Manifests) == 0 && len(d.Runtime) == 0 {
-		return nil, errors.New("it has neither manifests nor a runtime_policy, so nothing would be allowed")
-	}
-	if len(d.Release) > 128 || strings.ContainsFunc(d.Release, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return nil, errors.New("release is longer than 128 bytes, or not text")
-	}
-	return d, nil
-}
-
-// errNoReleaseCertificates means that no manifest can be believed.
+// errNoReleaseCertificates is [release.ErrNoCertificates] in the words of a verifier.
 var errNoReleaseCertificates = errors.New("this verifier trusts no certificate of releases: set [policy] certificates")
 
-// compile makes one reference of several releases. The rules are those of the first that
-// has some: that is the newest revision of the policy that the device prefers.
-func compile(names []string, docs []*policyDocument, trusted []*x509.Certificate) (*appraise.Reference, error) {
-	var rules appraise.Rules
-	var releases []appraise.Release
-	ruled := false
-	for i, d := range docs {
-		r, err := appraise.ParseRules("rules", d.Rules)
-		if err != nil {
-			return nil, fmt.Errorf("policy %s: %w", names[i], err)
-		}
-		if !ruled && d.Rules != "" {
-			rules, ruled = r, true
-		}
-		runtime, err := appraise.RuntimePolicy(d.Runtime, trusted)
-		if err != nil {
-			return nil, fmt.Errorf("policy %s: %w", names[i], err)
-		}
-		release := appraise.Release{Name: strings.TrimSpace(names[i] + " " + d.Release), Keylime: runtime, TPMPolicy: d.TPM, MBPolicy: d.MB}
-		for n, text := range d.Manifests {
-			m, err := openManifest(text, trusted)
-			if err != nil {
-				return nil, fmt.Errorf("policy %s: manifest %d: %w", names[i], n+1, err)
-			}
-			defer m.Close()
-			release.Files = append(release.Files, iter.Seq2[manifest.Entry, error](m.Entries()))
-		}
-		releases = append(releases, release)
-	}
-	return appraise.Compile(rules, releases...)
-}
-
-// openManifest verifies a manifest with the certificates of the configuration, never with
-// those that came along with it. The file has no name any more when it returns.
-func openManifest(text string, trusted []*x509.Certificate) (*manifest.Manifest, error) {
-	if len(trusted) == 0 {
+func (r *references) compilePolicies(policies ...release.Named) (*appraise.Reference, error) {
+	ref, err := release.Compile(r.trusted, policies...)
+	if errors.Is(err, release.ErrNoCertificates) {
 		return nil, errNoReleaseCertificates
 	}
-	f, err := os.CreateTemp("", "attest-verifier-*.json")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.WriteString(text); err != nil {
-		return nil, err
-	}
-	return manifest.Open(f.Name(), trusted)
+	return ref, err
 }
+
+// revision is the name of ref in verdicts: "image@2".
+func revision(ref store.PolicyRef) string { return fmt.Sprintf("%s@%d", ref.Name, ref.Version) }
 
 // sortedNames of the policies that refs are revisions of.
 func sortedNames(refs []store.PolicyRef) []string {
 	var names []string
 	for _, r := range refs {
-		names = append(names, fmt.Sprintf("%s@%d", r.Name, r.Version))
+		names = append(names, revision(r))
 	}
 	return slices.Sorted(slices.Values(names))
 }

@@ -67,7 +67,9 @@ func (v *verdictRow) verdict() Verdict {
 }
 
 // Counters are what a TPM signs with each quote (TPMS_CLOCK_INFO). They are ordered as
-// they stand here: a reset sets the restart count to zero, and may set the clock back.
+// they stand here: a reset sets the restart count to zero, and may set the clock back. The
+// first two are compared by their difference, modulo 2^32: for some keys a TPM adds a number
+// of its own to them (TPM 2.0 part 1, 36.7), so that they may wrap around at any boot.
 type Counters struct {
 	Reset   uint32
 	Restart uint32
@@ -115,7 +117,7 @@ func (s *Store) State(ctx context.Context, device string, now time.Time) (*State
 	st := &State{Device: device}
 	v, p := verdictRow{}, Pending{}
 	var attest, expires, reset, restart, clock int64
-	err := s.state.QueryRowContext(ctx, micros(now), device).Scan(append([]any{&st.AK.SPKI, &st.AK.Public, &attest, &st.Group, &st.epoch,
+	err := s.asked[sqlState].QueryRowContext(s.lasting(ctx), micros(now), device).Scan(append([]any{&st.AK.SPKI, &st.AK.Public, &attest, &st.Group, &st.epoch,
 		&st.rev, &st.stored, &st.noticed, &st.since, &reset, &restart, &clock, &st.Evidence, &st.Appraise, &st.LastIndex,
 		&p.Index, &expires, &p.Body}, append(v.dest(), &v.detail)...)...)
 	if err != nil {
@@ -129,7 +131,8 @@ func (s *Store) State(ctx context.Context, device string, now time.Time) (*State
 		p.Expires = fromMicros(expires)
 		st.Pending = &p
 	}
-	st.Policies, err = list(ctx, s.reads, scanRef, sqlAllowed, device)
+	rows, err := s.asked[sqlAllowed].QueryContext(s.lasting(ctx), device)
+	st.Policies, err = collect(rows, err, scanRef)
 	if err != nil {
 		return nil, fmt.Errorf("read policies of device %s: %w", device, err)
 	}
@@ -220,7 +223,8 @@ const (
 	status = $8, codes = $9, detail = $10, fitted = $11, since = $12, attested = $13, due = $14, total = total + 1,
 	last_index = COALESCE(pending_index, last_index), pending_index = NULL, pending_body = NULL
 	WHERE device = $1 AND rev = $2
-	AND (CAST($15 AS BIGINT) = 0 OR (reset_count, restart_count, clock) < ($3, $4, $5))
+	AND (CAST($15 AS BIGINT) = 0 OR reset_count = -1 OR ($3 - reset_count + 4294967296) % 4294967296 BETWEEN 1 AND 2147483647
+		OR reset_count = $3 AND (($4 - restart_count + 4294967296) % 4294967296 BETWEEN 1 AND 2147483647 OR restart_count = $4 AND clock < $5))
 	AND (CAST($16 AS BIGINT) = -1 OR pending_index = $16 AND pending_expires >= $13)
 	AND EXISTS (SELECT 1 FROM device WHERE id = $1 AND ak = $17 AND attest = 1 AND state = 'active')`
 )
@@ -332,11 +336,13 @@ func (t *tx) whyNot(st *State, r Result) error {
 }
 
 func newer(q Counters, reset, restart, clock int64) bool {
-	if int64(q.Reset) != reset {
-		return int64(q.Reset) > reset
-	}
-	if int64(q.Restart) != restart {
-		return int64(q.Restart) > restart
+	switch resets, restarts := int32(q.Reset-uint32(reset)), int32(q.Restart-uint32(restart)); {
+	case reset < 0:
+		return true
+	case resets != 0:
+		return resets > 0
+	case restarts != 0:
+		return restarts > 0
 	}
 	return int64(q.Clock) > clock
 }

@@ -106,8 +106,9 @@ func (s *Store) run(batch []*op) {
 
 // commit runs a batch in one transaction and sets the error of each write.
 func (s *Store) commit(batch []*op) error {
-	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	timed, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
+	ctx := s.lasting(timed)
 	fail := func(err error) error {
 		for _, o := range batch {
 			if o.err == nil {
@@ -209,12 +210,17 @@ type querier interface {
 type scanner interface{ Scan(dest ...any) error }
 
 // list reads all rows of q.
-func list[T any](ctx context.Context, db querier, scan func(scanner) (T, error), q string, args ...any) (all []T, err error) {
+func list[T any](ctx context.Context, db querier, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, q, args...)
+	return collect(rows, err, scan)
+}
+
+// collect reads all rows of a query, unless it failed.
+func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) (all []T, failed error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
+	defer func() { failed = errors.Join(failed, rows.Close()) }()
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {

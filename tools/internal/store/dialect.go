@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -29,8 +30,11 @@ type dialect struct {
 	lockAttempts string // run before attempts are counted
 	schema       *strings.Replacer
 	durable      string // answers "off" if a commit does not wait for the disk
-	unique       func(error) bool
-	deadlock     func(error) bool // worth another try
+	// A statement on a local file ends soon by itself. To be able to end it sooner costs
+	// two goroutines each time, which is as much as the statement.
+	local    bool
+	unique   func(error) bool
+	deadlock func(error) bool // worth another try
 }
 
 var postgres = dialect{
@@ -54,6 +58,7 @@ var postgres = dialect{
 
 var sqliteDialect = dialect{
 	writers:      1,
+	local:        true,
 	lockSchema:   "SELECT 1", // BEGIN IMMEDIATE has locked it
 	lockAttempts: "SELECT 1",
 	schema: strings.NewReplacer(` COLLATE "C"`, "", " BYTEA", " BLOB", " BIGINT", " INTEGER",
@@ -64,6 +69,14 @@ var sqliteDialect = dialect{
 		return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 	},
 	deadlock: func(error) bool { return false }, // it has one writer
+}
+
+// lasting is the context of a statement that reads a few rows by their key.
+func (d dialect) lasting(ctx context.Context) context.Context {
+	if d.local {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
 }
 
 // conn is a database that nobody has looked into.

@@ -23,20 +23,22 @@ type Attempt struct {
 
 // Register notes an attempt. It is refused with [ErrIdentity] if the device is enrolled
 // with another EK or AK, or if another device is enrolled with one of these; and with
-// [ErrTooMany] at the bounds of this package.
+// [ErrTooMany] at the bounds of this package. A device that is enrolled, or that an operator
+// named, has room of its own: strangers can fill only that of strangers.
 func (s *Store) Register(ctx context.Context, a Attempt, now time.Time) error {
 	if err := errors.Join(CheckID(a.Device), a.check(), text("peer", a.Peer, MaxText)); err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
 	// The first of its batch: it waits for the other registrations before it locks a device.
 	err := s.write(ctx, "", func(t *tx) error {
-		if err := t.mayBe(a.Device, a.Identity); err != nil {
+		known, err := t.mayBe(a.Device, a.Identity)
+		if err != nil {
 			return err
 		}
-		if err := t.room(a, now); err != nil {
+		if err := t.room(a, known, now); err != nil {
 			return err
 		}
-		_, err := t.exec(`INSERT INTO attempt (id, device, peer, ek, ek_public, ek_certs, ak, ak_public, tls_cert, ip, port, answer, tries, created, expires)
+		_, err = t.exec(`INSERT INTO attempt (id, device, peer, ek, ek_public, ek_certs, ak, ak_public, tls_cert, ip, port, answer, tries, created, expires)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, $13, $14)`,
 			rand.Text(), a.Device, a.Peer, a.EK.SPKI, null(a.EK.Public), null(a.EKCerts), a.AK.SPKI, null(a.AK.Public), null(a.TLSCert),
 			a.IP, a.Port, a.Answer[:], micros(now), micros(a.Expires))
@@ -48,9 +50,10 @@ func (s *Store) Register(ctx context.Context, a Attempt, now time.Time) error {
 	return nil
 }
 
-// mayBe says whether a device of this identity could be enrolled under id. The constraints
-// of the table have the last word; this spares a hopeless client the challenge.
-func (t *tx) mayBe(id string, i Identity) error {
+// mayBe says whether a device of this identity could be enrolled under id, and whether it is
+// there already. The constraints of the table have the last word; this spares a hopeless
+// client the challenge.
+func (t *tx) mayBe(id string, i Identity) (known bool, err error) {
 	type row struct {
 		id     string
 		ek, ak []byte
@@ -58,18 +61,18 @@ func (t *tx) mayBe(id string, i Identity) error {
 	rows, err := listIn(t, func(r scanner) (v row, err error) { return v, r.Scan(&v.id, &v.ek, &v.ak) },
 		`SELECT id, ek, ak FROM device WHERE id = $1 OR ek = $2 OR ak = $3`, id, i.EK.SPKI, i.AK.SPKI)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, r := range rows {
 		if r.id != id || r.ek != nil && !bytes.Equal(r.ek, i.EK.SPKI) || r.ak != nil && !bytes.Equal(r.ak, i.AK.SPKI) {
-			return ErrIdentity
+			return false, ErrIdentity
 		}
 	}
-	return nil
+	return len(rows) > 0, nil
 }
 
 // room makes room for one more attempt, or says that there is none.
-func (t *tx) room(a Attempt, now time.Time) error {
+func (t *tx) room(a Attempt, known bool, now time.Time) error {
 	if err := t.get([]any{new(any)}, t.s.lockAttempts); err != nil {
 		return err
 	}
@@ -87,7 +90,7 @@ func (t *tx) room(a Attempt, now time.Time) error {
 	if err := t.get([]any{&ofAll}, `SELECT count(*) FROM attempt`); err != nil {
 		return err
 	}
-	if ofDevice >= MaxAttemptsDevice || ofAll >= MaxAttempts {
+	if ofDevice >= MaxAttemptsDevice || ofAll >= MaxAttempts && !known {
 		return ErrTooMany
 	}
 	return nil
@@ -136,7 +139,7 @@ func (s *Store) Activate(ctx context.Context, a Activation, now time.Time) (firs
 		if err != nil {
 			return err
 		}
-		err = t.mayBe(a.Device, i)
+		_, err = t.mayBe(a.Device, i)
 		if errors.Is(err, ErrIdentity) {
 			refused = err
 			return nil

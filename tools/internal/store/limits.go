@@ -20,7 +20,8 @@ const (
 	MaxPolicies = 32 // assigned to one device
 
 	// Unfinished enrolments: one more of the same peer evicts its oldest, one more for the
-	// same device or of all is [ErrTooMany]. Nobody can so push out another's.
+	// same device is [ErrTooMany], as is one more of all for a device that nobody knows.
+	// Nobody can so push out another's.
 	MaxAttemptsPeer   = 4
 	MaxAttemptsDevice = 32
 	MaxAttempts       = 4096

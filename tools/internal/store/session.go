@@ -100,7 +100,7 @@ const sqlTokenDevice = `SELECT device FROM session WHERE token = $1 AND expires 
 
 // TokenDevice returns the device that the token with this SHA-256 was given to.
 func (s *Store) TokenDevice(ctx context.Context, token [32]byte, now time.Time) (device string, err error) {
-	if err := s.reads.QueryRowContext(ctx, sqlTokenDevice, token[:], micros(now)).Scan(&device); err != nil {
+	if err := s.asked[sqlTokenDevice].QueryRowContext(s.lasting(ctx), token[:], micros(now)).Scan(&device); err != nil {
 		return "", fmt.Errorf("look up session token: %w", none(err))
 	}
 	return device, nil

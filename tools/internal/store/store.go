@@ -76,7 +76,7 @@ type Store struct {
 	stopped chan struct{} // closed when no writer is left
 
 	prepared map[string]*sql.Stmt // of writes, by text: SQLite would parse them each time
-	state    *sql.Stmt            // of reads, see State
+	asked    map[string]*sql.Stmt // of reads, by text
 }
 
 // Open opens the database at url: "postgres://...", "sqlite:///path" or a path. It never
@@ -100,7 +100,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	s := &Store{
 		dialect: c.dialect, reads: c.reads, writes: c.writes, enc: enc, dec: dec,
 		queue: make(chan *op, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
-		prepared: map[string]*sql.Stmt{},
+		prepared: map[string]*sql.Stmt{}, asked: map[string]*sql.Stmt{},
 	}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(err, c.close())
@@ -122,9 +122,12 @@ func (s *Store) prepare(ctx context.Context) error {
 		}
 		s.prepared[q] = p
 	}
-	var err error
-	if s.state, err = s.reads.PrepareContext(ctx, sqlState); err != nil {
-		return fmt.Errorf("prepare statement: %w", err)
+	for _, q := range []string{sqlState, sqlAllowed, sqlTokenDevice} {
+		p, err := s.reads.PrepareContext(ctx, q)
+		if err != nil {
+			return fmt.Errorf("prepare statement: %w", err)
+		}
+		s.asked[q] = p
 	}
 	return nil
 }

@@ -104,6 +104,9 @@ func (k *kernel) bytes(name string, size uint64) ([]byte, error) {
 		return nil, fmt.Errorf("symbol %s: lies in no section", name)
 	}
 	section := k.file.Sections[s.Section]
+	if section.ReaderAt == nil {
+		return nil, fmt.Errorf("symbol %s: section %s is compressed", name, section.Name)
+	}
 	at := s.Value - section.Addr
 	if section.Type == elf.SHT_NOBITS || s.Value < section.Addr || at > section.Size || size > section.Size-at {
 		return nil, fmt.Errorf("symbol %s: %d bytes of it do not lie in section %s", name, size, section.Name)

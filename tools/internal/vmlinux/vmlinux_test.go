@@ -7,11 +7,14 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +38,7 @@ module_cert_size:
 `
 
 // assemble makes an ELF file of it.
-func assemble(t *testing.T, text string, files map[string][]byte, flags ...string) []byte {
+func assemble(t testing.TB, text string, files map[string][]byte, flags ...string) []byte {
 	t.Helper()
 	if _, err := exec.LookPath("as"); err != nil {
 		t.Skip("as is not installed: apt-get install binutils")
@@ -51,14 +54,14 @@ func assemble(t *testing.T, text string, files map[string][]byte, flags ...strin
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("as: %v\n%s", err, out)
 	}
-	elf, err := os.ReadFile(filepath.Join(dir, "vmlinux"))
+	file, err := os.ReadFile(filepath.Join(dir, "vmlinux"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return elf
+	return file
 }
 
-func certificate(t *testing.T, name string) *x509.Certificate {
+func certificate(t testing.TB, name string) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -97,8 +100,8 @@ func TestRead(t *testing.T) {
 	} {
 		for word, flag := range map[string]string{".quad": "--64", ".long": "--32"} {
 			t.Run(x.name+flag, func(t *testing.T) {
-				elf := assemble(t, strings.ReplaceAll(source, "WORD", word), map[string][]byte{"module": x.module, "trusted": x.trusted}, flag)
-				got, err := Read(bytes.NewReader(elf))
+				file := assemble(t, strings.ReplaceAll(source, "WORD", word), map[string][]byte{"module": x.module, "trusted": x.trusted}, flag)
+				got, err := Read(bytes.NewReader(file))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -130,7 +133,40 @@ func TestReadRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %q", x.name, c, err, x.want)
 		}
 	}
+	file := assemble(t, good, files, "--64")
+	parsed, err := elf.NewFile(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(parsed.Sections, func(s *elf.Section) bool { return s.Name == ".init.rodata" })
+	table := binary.LittleEndian.Uint64(file[40:])               // e_shoff
+	file[table+64*uint64(at)+9] |= byte(elf.SHF_COMPRESSED >> 8) // in sh_flags
+	if _, err := Read(bytes.NewReader(file)); err == nil || !strings.Contains(err.Error(), "compressed") {
+		t.Errorf("compressed sections: %v", err)
+	}
 	if _, err := Read(strings.NewReader("bzImage")); err == nil {
 		t.Error("no ELF file: no error")
 	}
+}
+
+// FuzzRead changes kernels: what is read is certificates, and of the kernel's own bytes.
+func FuzzRead(f *testing.F) {
+	a := certificate(f, "a").Raw
+	for word, flag := range map[string]string{".quad": "--64", ".long": "--32"} {
+		f.Add(assemble(f, strings.ReplaceAll(source, "WORD", word), map[string][]byte{"module": a, "trusted": a}, flag))
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		got, err := Read(bytes.NewReader(file))
+		if err != nil {
+			if got != nil {
+				t.Fatalf("%v, and certificates", err)
+			}
+			return
+		}
+		for _, cert := range append(got.Module, got.Trusted...) {
+			if !bytes.Contains(file, cert.Raw) {
+				t.Fatalf("certificate %q is not in the file", cert.Subject)
+			}
+		}
+	})
 }

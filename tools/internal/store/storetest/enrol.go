@@ -153,6 +153,11 @@ func testEnrolmentBounds(t *testing.T, url string) {
 	if taken > store.MaxAttempts {
 		t.Errorf("%d attempts were taken, at most %d should", taken, store.MaxAttempts)
 	}
+	// Whom the verifier knows has room all the same.
+	want(t, register("stranger", "", 0, Start.Add(time.Minute)), store.ErrTooMany)
+	must(t, s.Register(ctx, store.Attempt{Device: "a", Identity: identity("a honest 0"), Answer: answer("again"), Expires: Start.Add(time.Hour)}, Start.Add(time.Minute)))
+	must(t, s.AddDevice(ctx, store.Device{ID: "named"}, "eve", Start))
+	must(t, register("named", "", 0, Start.Add(time.Minute)))
 }
 
 // 100 TPMs fight for the id of a device that is enrolled, while it registers anew.
@@ -292,7 +297,7 @@ func testSessionBounds(t *testing.T, url string) {
 		t.Errorf("tokens alive: %v, want %v", alive, want)
 	}
 	var n int
-	must(t, raw(t, url).QueryRow(`SELECT count(*) FROM session`).Scan(&n))
+	must(t, Raw(t, url).QueryRow(`SELECT count(*) FROM session`).Scan(&n))
 	if n != 1+store.MaxTokens+store.MaxChallenges {
 		t.Errorf("%d sessions", n)
 	}

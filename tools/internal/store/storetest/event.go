@@ -87,7 +87,7 @@ func testChain(t *testing.T, url string) {
 	tamper(t, url, `UPDATE event SET detail = $1, hash = $2 WHERE seq = 3`, three.Detail, three.Hash)
 	// Cutting the tail off is only found by who remembers the head.
 	var hash []byte
-	must(t, raw(t, url).QueryRow(`SELECT hash FROM event WHERE seq = 4`).Scan(&hash))
+	must(t, Raw(t, url).QueryRow(`SELECT hash FROM event WHERE seq = 4`).Scan(&hash))
 	tamper(t, url, `DELETE FROM event WHERE seq = 5`)
 	tamper(t, url, `UPDATE chain SET seq = 4, hash = $1`, hash)
 	_, err = s.VerifyChain(ctx, store.Head{})

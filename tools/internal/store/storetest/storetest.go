@@ -122,8 +122,8 @@ func want(t testing.TB, err, target error) {
 	}
 }
 
-// raw opens the database as somebody else would, to change what the store would not.
-func raw(t testing.TB, url string) *sql.DB {
+// Raw opens the database as somebody else would, to change what the store would not.
+func Raw(t testing.TB, url string) *sql.DB {
 	t.Helper()
 	driver := "sqlite"
 	if strings.HasPrefix(url, "postgres:") {
@@ -139,7 +139,7 @@ func raw(t testing.TB, url string) *sql.DB {
 
 func tamper(t testing.TB, url, q string, args ...any) {
 	t.Helper()
-	r, err := raw(t, url).Exec(q, args...)
+	r, err := Raw(t, url).Exec(q, args...)
 	must(t, err)
 	if n, err := r.RowsAffected(); err != nil || n == 0 {
 		t.Fatalf("%s: changed %d rows, %v", q, n, err)

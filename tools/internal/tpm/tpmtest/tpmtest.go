@@ -5,6 +5,7 @@ package tpmtest
 import (
 	"crypto"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,12 +97,14 @@ func (e *Emulator) start(startup string) {
 		e.t.Fatal(err)
 	}
 	for range 500 {
-		if _, err := os.Stat(socket); err == nil {
+		// The socket is there before anybody listens on it.
+		if c, err := net.Dial("unix", socket); err == nil {
+			_ = c.Close()
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	e.t.Fatal("swtpm did not make its socket")
+	e.t.Fatal("swtpm does not listen on its socket")
 }
 
 func (e *Emulator) stop() {

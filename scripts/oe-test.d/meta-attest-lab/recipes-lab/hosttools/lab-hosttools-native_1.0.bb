@@ -7,7 +7,7 @@ inherit native
 PROVIDES += " \
     apt-native attr-native base-passwd-native cpio-native dpkg-native e2fsprogs-native erofs-utils-native \
     ldconfig-native libcap-native lz4-native makedevs-native openssl-native opkg-utils-native pbzip2-native pigz-native \
-    pseudo-native squashfs-tools-native systemd-systemctl-native tar-replacement-native update-rc.d-native \
+    pseudo-native shadow-native squashfs-tools-native systemd-systemctl-native tar-replacement-native update-rc.d-native \
     virtual/fakeroot-native virtual/update-alternatives-native xz-native zstd-native \
     "
 
@@ -32,6 +32,30 @@ done
 exec /usr/bin/dpkg --force-script-chrootless "$@"
 END
     chmod 0755 ${D}${bindir}/dpkg
+    # The host's pseudo has no chroot in a folder that it ignores, as it does sysroots: without it they
+    # would read the host's /etc/passwd.
+    for i in useradd groupadd; do
+        cat > ${D}${bindir}/$i <<END
+#!/bin/sh
+[ "\$1" != --root ] || { shift; set -- --prefix "\$@"; }
+exec /usr/sbin/$i "\$@"
+END
+        chmod 0755 ${D}${bindir}/$i
+    done
+    # Called with --root=ROOTFS enable UNIT, or with nothing. The host's own does what its pseudo aborts at.
+    cat > ${D}${bindir}/systemctl <<'END'
+#!/bin/sh -e
+[ $# -gt 0 ] || exit 0
+root=${1#--root=}
+[ "$1 $2 $#" = "--root=$root enable 3" ] || { echo "systemctl of the lab: $*: not known" >&2; exit 1; }
+unit=/usr/lib/systemd/system/$3
+[ -e "$root$unit" ] || unit=/lib/systemd/system/$3
+for target in $(sed -n 's/^WantedBy=//p' "$root$unit"); do
+    mkdir -p "$root/etc/systemd/system/$target.wants"
+    ln -sf "$unit" "$root/etc/systemd/system/$target.wants/$3"
+done
+END
+    chmod 0755 ${D}${bindir}/systemctl
     # Called with -a -b ROOTFS VERSION PACKAGE.
     cat > ${D}${bindir}/depmodwrapper <<'END'
 #!/bin/sh
