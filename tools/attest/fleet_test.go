@@ -93,7 +93,11 @@ func (w *fleetWorld) start(ts *testscript.TestScript) error {
 		return err
 	}
 	w.t.Cleanup(func() { _ = st.Close() })
-	s, err := server.New(server.Options{Store: st, Log: slog.New(slog.DiscardHandler), TOFU: true, AnyID: true, ClientCA: []*x509.Certificate{ca}, Releases: releases})
+	secrets, err := server.ParseSecretKeys(bytes.Repeat([]byte("0123456789abcdef"), 2))
+	if err != nil {
+		return err
+	}
+	s, err := server.New(server.Options{Store: st, Secrets: secrets, Log: slog.New(slog.DiscardHandler), TOFU: true, AnyID: true, ClientCA: []*x509.Certificate{ca}, Releases: releases})
 	if err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ var schedule = []time.Duration{5 * time.Second, 5 * time.Minute, 30 * time.Minut
 
 const (
 	sendTime  = 15 * time.Second // for one job
-	sendLease = 2 * time.Minute  // after which another replica takes it
+	sendLease = 40 * time.Second // after which another replica takes it: longer than sending and noting it take
 	sendPause = time.Second      // between looking for jobs
 	maxAfter  = 24 * time.Hour   // that a receiver may ask to wait for
 )
