@@ -59,7 +59,7 @@ func OpenFolder(name string) (*Folder, error) {
 	if err := unix.Fstatfs(int(dir.Fd()), &disk); err != nil {
 		return nil, fmt.Errorf("open payload folder %s: %w", name, err)
 	}
-	if disk.Type != unix.TMPFS_MAGIC && disk.Type != unix.RAMFS_MAGIC {
+	if magic := uint32(disk.Type); magic != unix.TMPFS_MAGIC && magic != unix.RAMFS_MAGIC { // signed on 32 bits
 		return nil, fmt.Errorf("open payload folder %s: %w: mount one there, or name a folder in /run", name, ErrNotMemory)
 	}
 	var at unix.Stat_t
