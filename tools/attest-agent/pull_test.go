@@ -143,26 +143,40 @@ func newPolled(t *testing.T, more ...string) (*machine, *process, *caller, []str
 	v := newVerifier(t, func(o *server.Options) { o.AnyID = true })
 	m := newMachine(t, v)
 	m.tpm.Share()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listen := l.Addr().String()
-	l.Close()
-	c := newCaller(t, listen)
+	c := newCaller(t, freeAddress(t))
 	dir, err := os.MkdirTemp("/dev/shm", "attest-agent-*")
 	if err != nil {
 		t.Skipf("no tmpfs for payloads: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	flags := append([]string{"--verifier-url", "", "--ak", "rsassa", "--listen", listen, "--listen-ca", c.ca, "--secrets-dir", filepath.Join(dir, "secrets")}, more...)
+	flags := append([]string{"--verifier-url", "", "--ak", "rsassa", "--listen", c.listen, "--listen-ca", c.ca, "--secrets-dir", filepath.Join(dir, "secrets")}, more...)
 	p := m.start(m.command("run", flags...))
 	p.expect("enrolled ")
-	until(t, "the agent to be ready", func() bool {
-		status, _ := c.do("GET", "/v2.6/keys/pubkey", nil)
-		return status == 200
-	})
+	c.wait()
 	return m, p, c, flags
+}
+
+// wait waits until the agent is enrolled and answers.
+func (c *caller) wait() {
+	c.t.Helper()
+	until(c.t, "the agent to be ready", func() bool {
+		r, err := c.client().Get("https://" + c.listen + "/v2.6/keys/pubkey")
+		if err == nil {
+			r.Body.Close()
+		}
+		return err == nil && r.StatusCode == 200
+	})
+}
+
+// freeAddress is one that nobody listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func until(t *testing.T, what string, done func() bool) {
@@ -206,13 +220,7 @@ func TestPolled(t *testing.T) {
 	m.run("/bin/sh")
 	p.kill(m)
 	p = m.start(m.command("run", flags...))
-	until(t, "the agent to be ready", func() bool {
-		r, err := c.client().Get("https://" + c.listen + "/v2.6/keys/pubkey")
-		if err == nil {
-			r.Body.Close()
-		}
-		return err == nil && r.StatusCode == 200
-	})
+	c.wait()
 	claims, _, again := c.quote(ak, state, evidence.QuoteRequest{PCRs: []int{0, 10}, Offset: 2})
 	if claims.Covered() != 3 || again != "" {
 		t.Errorf("%d entries are covered, with key %q", claims.Covered(), again)
