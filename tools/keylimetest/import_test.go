@@ -73,7 +73,7 @@ func TestImport(t *testing.T) {
 	k.verifier.stop()
 	k.registrar.stop()
 
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
 	dbs := []string{"--database", k.path("reg_data.sqlite"), "--database", k.path("cv_data.sqlite")}
 	if r := o.imports(program, 0, append(dbs, "--dry-run")...); r.Devices.Added != 2 || r.Policies.Added != 1 || r.Assigned.Added != 1 {
 		t.Errorf("dry run: %+v", r)

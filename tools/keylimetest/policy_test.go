@@ -2,13 +2,11 @@ package keylimetest
 
 import (
 	"bytes"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,7 +62,7 @@ func TestKeylimePolicy(t *testing.T) {
 	}
 	keylimePolicy(t, dir, "sign", "runtime", "-b", "ecdsa", "-k", "ours.key", "-r", "made.json", "-o", "ecdsa.json")
 
-	o := startOurs(t, func(s *server.Options) { s.Releases = []*x509.Certificate{cert} })
+	o := startOurs(t, func(s *server.Options) { s.Releases = []*x509.Certificate{cert} }).withTenant()
 	program := buildAttest(t)
 	for _, p := range []struct {
 		args []string
@@ -105,19 +103,13 @@ func (o *ours) puts(t *testing.T, want, name, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := tls.LoadX509KeyPair(o.path("cv_ca/client-cert.crt"), o.path("cv_ca/client-private.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(readCertificate(t, o.path("cv_ca/cacert.crt")))
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}}
-	defer transport.CloseIdleConnections()
+	client := o.client()
+	defer client.CloseIdleConnections()
 	body, err := json.Marshal(map[string]string{"runtime_policy": base64.StdEncoding.EncodeToString(text), "tpm_policy": "{}", "runtime_policy_key": ""})
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := (&http.Client{Transport: transport}).Post(o.verifierURL()+"/v2.6/allowlists/"+name, "application/json", bytes.NewReader(body))
+	res, err := client.Post(o.verifierURL()+"/v2.6/allowlists/"+name, "application/json", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

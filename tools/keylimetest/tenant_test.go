@@ -28,13 +28,14 @@ import (
 type ours struct {
 	*keylime // the tenant's folder and settings; its servers do not run
 	store    *store.Store
+	said     tenantTranscript
 }
 
 // startOurs starts our server in the place of Keylime's. The tenant's files lie where those
 // of its own CA would.
 func startOurs(t *testing.T, change ...func(*server.Options)) *ours {
 	t.Helper()
-	k := &keylime{t: t, bin: filepath.Join(installed(t, "python"), "bin"), dir: t.TempDir(), ports: map[string]int{}}
+	k := &keylime{t: t, dir: t.TempDir(), ports: map[string]int{}}
 	o := &ours{keylime: k}
 	ca, pair := o.issue()
 	url := k.path("attest.db")
@@ -57,7 +58,7 @@ func startOurs(t *testing.T, change ...func(*server.Options)) *ours {
 	}
 	conf := server.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair, nil })
 	for name, h := range map[string]http.Handler{"registrar_tls": s.Registrar(), "verifier": s.Verifier()} {
-		l := &server.Listener{Address: "127.0.0.1:0", Handler: h, TLS: conf}
+		l := &server.Listener{Address: "127.0.0.1:0", Handler: o.said.listen(name, h), TLS: conf}
 		if err := l.Open(t.Context(), s.Limits, s.Log); err != nil {
 			t.Fatal(err)
 		}
@@ -78,6 +79,13 @@ func startOurs(t *testing.T, change ...func(*server.Options)) *ours {
 		k.ports[name] = at.Port
 	}
 	k.configure("push")
+	return o
+}
+
+// withTenant says where keylime_tenant is; without it the test is skipped.
+func (o *ours) withTenant() *ours {
+	o.t.Helper()
+	o.bin = filepath.Join(installed(o.t, "python"), "bin")
 	return o
 }
 
@@ -176,7 +184,8 @@ func (o *ours) refused(want string, args ...string) {
 
 // TestTenantPush: keylime_tenant before our registrar and verifier, with our agent.
 func TestTenantPush(t *testing.T) {
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
+	defer o.said.write(t, "tenant.json")
 	d := newDevice(t)
 	d.run("/sbin/init")
 	agent := launch(t, "attest-agent", d.agent("run", append(o.flags(), "--verifier-url", o.verifierURL())...))
@@ -218,11 +227,13 @@ func TestTenantPush(t *testing.T) {
 
 // TestTenantPolicies: named policies, of both sorts, and what is refused.
 func TestTenantPolicies(t *testing.T) {
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
+	defer o.said.write(t, "tenant-policies.json")
 	d := newDevice(t)
 	d.run("/sbin/init")
 	launch(t, "attest-agent", d.agent("run", append(o.flags(), "--verifier-url", o.verifierURL())...)).await("enrolled ")
 	id := d.id()
+	o.mustTenant("-c", "regstatus", "-u", id)
 	v1, v2 := o.runtime("v1.json", "/sbin/init"), o.runtime("v2.json", "/sbin/init", "/bin/sh")
 	o.says([]string{"201"}, "-c", "addruntimepolicy", "--runtime-policy", v1, "--runtime-policy-name", "image")
 	o.refused("exists", "-c", "addruntimepolicy", "--runtime-policy", v1, "--runtime-policy-name", "image")
