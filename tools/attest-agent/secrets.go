@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -155,9 +154,21 @@ func (s *secrets) take(ctx context.Context, q *secretRequest, one evidence.Secre
 	if err := s.keep(ctx, p); err != nil {
 		return fmt.Errorf("secret %s: %w", one.Name, err)
 	}
-	s.held = append(slices.DeleteFunc(s.held, func(o evidence.SecretRef) bool { return o.Name == one.Name }), ref)
-	slices.SortFunc(s.held, func(a, b evidence.SecretRef) int { return strings.Compare(a.Name, b.Name) })
+	s.hold(ref)
 	return nil
+}
+
+// hold notes a revision at its place in the order of names.
+func (s *secrets) hold(ref evidence.SecretRef) {
+	i := 0
+	for i < len(s.held) && s.held[i].Name < ref.Name {
+		i++
+	}
+	if i < len(s.held) && s.held[i].Name == ref.Name {
+		s.held[i] = ref
+	} else {
+		s.held = slices.Insert(s.held, i, ref)
+	}
 }
 
 // secretRequest asks for secrets, and decrypts them.
