@@ -208,6 +208,7 @@ func TestPulled(t *testing.T) {
 	if p.share != nil {
 		t.Fatal("a device that is not trusted got the share")
 	}
+	w.checkEvidence(p.id)
 	// It boots into the release: the entry that was asked for is beyond its list.
 	p.reboot(e)
 	p.runFile("/sbin/init")
@@ -246,6 +247,21 @@ func TestPulled(t *testing.T) {
 	w.api("PATCH", "/devices/"+p.id, map[string]any{"model": "push"}, http.StatusOK)
 	if _, err := w.store.Pull(t.Context(), p.id); err == nil {
 		t.Error("it is still polled")
+	}
+}
+
+// checkEvidence verifies what was kept of the last verdict, as somebody does who has nothing
+// else.
+func (w *world) checkEvidence(id string) {
+	w.t.Helper()
+	event := w.api("GET", "/devices/"+id+"/verdict", nil, http.StatusOK)["event"].(map[string]any)
+	a := w.send("GET", fmt.Sprintf("%s/api/v1/evidence/%v", w.verifier, event["evidence"]), w.admin, nil)
+	b, err := evidence.DecodeBody[evidence.Bundle](bytes.NewReader(a.body))
+	if err != nil {
+		w.t.Fatalf("%v: %.200s", err, a.body)
+	}
+	if claims, _, err := b.Verify(); err != nil || claims.Covered() < 3 {
+		w.t.Errorf("evidence: %v", err)
 	}
 }
 
