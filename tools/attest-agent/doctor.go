@@ -72,6 +72,7 @@ func runDoctor(ctx context.Context, in *invocation) error {
 	e.tpm()
 	e.network(ctx)
 	e.agent()
+	e.secrets()
 	if *asJSON {
 		out := json.NewEncoder(in.stdout)
 		out.SetIndent("", "  ")
