@@ -474,11 +474,7 @@ func TestPulledRevocation(t *testing.T) {
 	m.expect(store.Trusted, "")
 	m.runFile("/tmp/evil")
 	m.expect(store.Untrusted, "unknown_file")
-	for range 3 { // for all, then for each, then for nobody
-		if _, err := w.s.deliverSome(t.Context(), w.s.senders[0]); err != nil {
-			t.Fatal(err)
-		}
-	}
+	w.deliverAll()
 	if p.told == nil {
 		t.Fatalf("it was not told: %s", w.log)
 	}
@@ -492,19 +488,33 @@ func TestPulledRevocation(t *testing.T) {
 	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
 		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
 	}
-	// One of another group is not told, nor anybody that a device is good again.
+	// Nobody is told that a device is good again, nor one of another group of anything.
 	p.told = nil
-	w.api("PATCH", "/devices/"+p.id, map[string]any{"group": "other"}, http.StatusOK)
 	w.policy("image", "/sbin/init", "/bin/sh", "/tmp/evil")
 	m.expect(store.Trusted, "")
+	w.deliverAll()
+	w.api("PATCH", "/devices/"+p.id, map[string]any{"group": "other"}, http.StatusOK)
 	m.runFile("/tmp/worse")
 	m.expect(store.Untrusted, "unknown_file")
-	for range 3 {
-		if _, err := w.s.deliverSome(t.Context(), w.s.senders[0]); err != nil {
-			t.Fatal(err)
-		}
-	}
+	w.deliverAll()
+	p.runFile("/tmp/worst") // nor is it told of itself
+	p.good(store.Untrusted, "unknown_file")
+	w.deliverAll()
 	if p.told != nil {
 		t.Errorf("told %s", p.told.Message)
+	}
+}
+
+// deliverAll delivers revocations: a job for all becomes one for each.
+func (w *world) deliverAll() {
+	w.t.Helper()
+	for {
+		n, err := w.s.deliverSome(w.t.Context(), w.s.senders[0])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if n == 0 {
+			return
+		}
 	}
 }
