@@ -5,6 +5,7 @@ package tpmtest
 import (
 	"crypto"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,7 +97,9 @@ func (e *Emulator) start(startup string) {
 		e.t.Fatal(err)
 	}
 	for range 500 {
-		if _, err := os.Stat(socket); err == nil {
+		// The socket is there a moment before anybody listens.
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
