@@ -38,10 +38,12 @@ type Pull struct {
 }
 
 const (
-	pollTime  = 90 * time.Second // for one poll, at most
-	pollLease = 4 * time.Minute  // after which another replica polls: more than a poll and its writing take
-	pollPause = time.Second      // between looking for devices whose turn it is
-	maxPause  = 5 * time.Minute  // between tries to reach an agent, unless the interval is longer
+	pollTime = 50 * time.Second // for one poll, at most
+	// After pollLease another replica polls: that is more than a poll and its writing take,
+	// and so little that nothing is overdue because one was killed.
+	pollLease = 75 * time.Second
+	pollPause = time.Second     // between looking for devices whose turn it is
+	maxPause  = 5 * time.Minute // between tries to reach an agent, unless the interval is longer
 )
 
 // pullSettings are those of a device that is to be polled, if it can be. contact is

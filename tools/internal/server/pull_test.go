@@ -454,3 +454,22 @@ func TestPullReplicas(t *testing.T) {
 	}
 	w.expect(p.id, store.Trusted, "")
 }
+
+// A verifier that is killed while it polls leaves the device to another before it is overdue.
+func TestPullKilled(t *testing.T) {
+	w := newWorld(t, withPull(t))
+	p := w.polled(tpmtest.Start(t))
+	p.runFile("/sbin/init")
+	p.good(store.Trusted, "")
+	turn, err := w.store.Pull(t.Context(), p.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.clock.pass(turn.Next.Sub(w.clock.Now()))
+	if claims, err := w.store.ClaimPulls(t.Context(), 1, pollLease, w.clock.Now()); err != nil || len(claims) != 1 {
+		t.Fatalf("%+v, %v", claims, err)
+	}
+	w.clock.pass(pollLease)
+	w.expect(p.id, store.Trusted, "")
+	p.good(store.Trusted, "")
+}
