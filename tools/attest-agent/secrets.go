@@ -14,6 +14,12 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
 
+// Bounds of all secrets of a device: the folder counts as this process's memory.
+const (
+	maxSecrets    = 256
+	maxSecretSize = 16 << 20 // bytes, encrypted
+)
+
 // secrets are the payloads that the verifier gave to this device.
 type secrets struct {
 	*payloads
@@ -100,6 +106,7 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 	}
 	defer q.close()
 	var all []string
+	size := 0
 	for {
 		page, err := s.agent.client.secrets(ctx, s.agent.state.ID, q.message)
 		if err != nil {
@@ -108,6 +115,9 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 		for _, one := range page.Secrets {
 			if one.Name <= q.message.After {
 				return fmt.Errorf("secret %s comes after %s", one.Name, q.message.After)
+			}
+			if size += len(one.Sealed); size > maxSecretSize || len(all) == maxSecrets {
+				return fmt.Errorf("more than %d secrets, or %d bytes of them: those from %s on are not here", maxSecrets, maxSecretSize, one.Name)
 			}
 			if err := s.take(ctx, q, one); err != nil {
 				return err

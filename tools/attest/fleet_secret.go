@@ -57,7 +57,7 @@ func newSecretAdd(o *fleetFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add NAME --file [AS=]FILE...",
 		Short: "Add a secret, or another revision in the place of the last",
-		Long: `add uploads files, 1 MiB together at most, under a name. Devices find them in
+		Long: `add uploads files, 1 MiB together at most, under a name; a device holds 16 MiB. It finds them in
 /run/attest-agent/secrets/NAME, closed to all but the agent's user. A new revision reaches a
 device at its next attestation.
 
