@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +40,9 @@ type notices struct {
 	most   time.Duration // between two attempts
 
 	session atomic.Pointer[noticeSession]
+
+	mu        sync.Mutex // of the file named temporary
+	temporary string
 }
 
 // noticeSession is who asks, and the token that the attestations opened.
@@ -58,11 +62,14 @@ func newNotices(a *agent) (*notices, error) {
 		return nil, err
 	}
 	c.timeout = pollTimeout
-	n := &notices{client: c, certs: certs, dir: a.config.get("notices_dir"), say: a.say, most: a.config.retryMax}
+	n := &notices{client: c, certs: certs, dir: a.config.get("notices_dir"), temporary: ".new", say: a.say, most: a.config.retryMax}
 	return n, n.makeFolder(os.Geteuid(), os.Getegid())
 }
 
 func readNoticeCA(c *Config) ([]*x509.Certificate, error) {
+	if c.get("notice_ca") == "" {
+		return nil, nil
+	}
 	f, err := os.Open(c.get("notice_ca"))
 	if err != nil {
 		return nil, fmt.Errorf("read notice_ca: %w", err)
@@ -210,7 +217,9 @@ func (n *notices) keep(name string, b []byte) error {
 			_ = os.Remove(filepath.Join(n.dir, names[i].Name())) // the oldest: act may have been quicker
 		}
 	}
-	tmp := filepath.Join(n.dir, ".new")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	tmp := filepath.Join(n.dir, n.temporary)
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("keep notice: %w", err)
 	}

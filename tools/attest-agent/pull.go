@@ -40,6 +40,7 @@ type listener struct {
 	id    atomic.Pointer[string] // once enrolled
 	// revocation signs notices: the certificate of the image, or else of a payload.
 	revocation atomic.Pointer[x509.Certificate]
+	spool      *notices // where they are left for actions; nil without a certificate of the image
 	// wake has the main loop look at the TPM, which alone may open it again.
 	wake chan struct{}
 
@@ -77,17 +78,13 @@ func openListener(a *agent) (*listener, error) {
 }
 
 func (l *listener) readRevocationCert() error {
-	path := l.agent.config.get("revocation_cert")
-	if path == "" {
-		return nil
+	cert, err := readRevocationCert(l.agent.config)
+	if err != nil || cert == nil {
+		return err
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read revocation_cert: %w", err)
-	}
-	cert, err := parseCert(path, text)
 	l.revocation.Store(cert)
-	return err
+	l.spool = &notices{dir: l.agent.config.get("notices_dir"), temporary: ".keylime"}
+	return l.spool.makeFolder(os.Geteuid(), os.Getegid())
 }
 
 // serve answers until ctx ends.

@@ -391,7 +391,9 @@ func TestPolledNotice(t *testing.T) {
 	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, p, c, _ := newPolled(t, "--revocation-cert", file)
+	actor := newActor(t)
+	notices := filepath.Join(actor.dir, "notices")
+	_, p, c, _ := newPolled(t, "--revocation-cert", file, "--notices-dir", notices)
 	signed, err := evidence.SignRevocation(key, []byte(`{"type":"revocation","agent_id":"other","ip":"192.0.2.1","port":9002,"tpm_policy":"{}","meta_data":"{}","event_time":"Sun Nov 22 07:00:00 2026","event_id":"ima.pcr_mismatch"}`))
 	if err != nil {
 		t.Fatal(err)
@@ -401,6 +403,43 @@ func TestPolledNotice(t *testing.T) {
 	c.want(400, "POST", "/v2.6/notifications/revocation", changed)
 	c.want(200, "POST", "/v2.6/notifications/revocation", signed)
 	p.expect("notice: revocation of other: ima.pcr_mismatch")
+	act := func(more ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		if code := start(append(actor.args(), more...), &out, &out); code != 0 {
+			t.Fatalf("exit code %d:\n%s", code, &out)
+		}
+		return out.String()
+	}
+	actor.write("agent.toml", "", 0o644)
+	// Without the certificate in the image root believes nobody, whatever the agent believed.
+	kept, err := filepath.Glob(filepath.Join(notices, "keylime-*.json"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("%v, %v", kept, err)
+	}
+	text, err := os.ReadFile(kept[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := act(); !strings.Contains(out, "refused: no revocation_cert is set") {
+		t.Errorf("act said %s", out)
+	}
+	again := func(name string, b []byte) { actor.write("notices/keylime-"+name+".json", string(b), 0o600) }
+	again("1", text)
+	if out := act("--revocation-cert", file); !strings.Contains(out, "notice of Keylime's verifier: other is untrusted") {
+		t.Errorf("act said %s", out)
+	}
+	again("2", text)
+	if out := act("--revocation-cert", file); !strings.Contains(out, "refused: it was acted upon") {
+		t.Errorf("act said %s", out)
+	}
+	again("3", bytes.Replace(text, []byte("other"), []byte("peers"), 1))
+	if out := act("--revocation-cert", file); !strings.Contains(out, "refused: check revocation") {
+		t.Errorf("act said %s", out)
+	}
+	if acts, err := os.ReadFile(filepath.Join(actor.dir, "acts")); err != nil || string(acts) != "other untrusted self=false boot=false\n" {
+		t.Errorf("%q, %v", acts, err)
+	}
 }
 
 // TestTranscript says to the agent what Keylime's tenant and verifier said, byte by byte,
