@@ -30,7 +30,7 @@ var mayImport = []struct {
 	{"internal/vmlinux", ""},
 	{"internal/keys", "internal/config internal/ima"},
 	{"internal/rootfs", "internal/config internal/findexpr internal/ima internal/labellist internal/manifest"},
-	{"internal/payload", "internal/wire"},
+	{"internal/payload", ""},
 	{"internal/http1", ""},
 	{"internal/tpm", ""},
 	{"internal/tpm/tpmtest", "internal/tpm"},

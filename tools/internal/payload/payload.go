@@ -7,7 +7,11 @@
 package payload
 
 import (
+	"archive/zip"
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -109,4 +113,92 @@ func checkFile(f File) error {
 		return fmt.Errorf("file %.40q: %v is no plain file", f.Name, f.Mode)
 	}
 	return nil
+}
+
+// ParseZip reads an archive. Name, Revision and Run of the result are for the caller to set.
+func ParseZip(b []byte) (*Payload, error) {
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("read payload: more than %d bytes", MaxSize)
+	}
+	r, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, fmt.Errorf("read payload: %w", err)
+	}
+	p := &Payload{}
+	left := int64(MaxSize)
+	for _, f := range r.File {
+		// Folders come by the names of the files in them; those of an archive hold nothing.
+		if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 && f.Mode()&fs.ModeType == fs.ModeDir {
+			continue
+		}
+		if len(p.Files) == MaxFiles {
+			return nil, fmt.Errorf("read payload: more than %d files", MaxFiles)
+		}
+		file, err := readFile(f, left)
+		if err != nil {
+			return nil, fmt.Errorf("read payload: %w", err)
+		}
+		left -= int64(len(file.Data))
+		p.Files = append(p.Files, file)
+	}
+	if err := checkFiles(p.Files); err != nil {
+		return nil, fmt.Errorf("read payload: %w", err)
+	}
+	return p, nil
+}
+
+// readFile reads one file; what the archive says of its size is only believed to refuse it.
+func readFile(f *zip.File, most int64) (File, error) {
+	file := File{Name: f.Name, Mode: f.Mode()}
+	if err := checkFile(file); err != nil {
+		return File{}, err
+	}
+	const encrypted = 1 // of the general purpose flags (APPNOTE 4.4.4)
+	if f.Flags&encrypted != 0 {
+		return File{}, fmt.Errorf("file %.40q is encrypted", f.Name)
+	}
+	if f.UncompressedSize64 > uint64(most) {
+		return File{}, fmt.Errorf("more than %d bytes of files", MaxSize)
+	}
+	r, err := f.Open()
+	if err != nil {
+		return File{}, fmt.Errorf("file %.40q: %w", f.Name, err)
+	}
+	// The reader compares size and checksum at the end of the file.
+	file.Data, err = io.ReadAll(io.LimitReader(r, most+1))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return File{}, fmt.Errorf("file %.40q: %w", f.Name, err)
+	}
+	if int64(len(file.Data)) > most {
+		return File{}, fmt.Errorf("more than %d bytes of files", MaxSize)
+	}
+	return file, nil
+}
+
+// Zip writes the files as an archive that [ParseZip] reads; the same files make the same
+// bytes. Nothing is compressed: a length would say something of what is encrypted.
+func (p *Payload) Zip() ([]byte, error) {
+	if err := checkFiles(p.Files); err != nil {
+		return nil, fmt.Errorf("write payload: %w", err)
+	}
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for _, f := range p.Files {
+		h := &zip.FileHeader{Name: f.Name, Method: zip.Store}
+		h.SetMode(f.Mode)
+		to, err := w.CreateHeader(h)
+		if err == nil {
+			_, err = to.Write(f.Data)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("write payload: %w", err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("write payload: %w", err)
+	}
+	if b.Len() > MaxSize {
+		return nil, fmt.Errorf("write payload: its archive has more than %d bytes", MaxSize)
+	}
+	return b.Bytes(), nil
 }

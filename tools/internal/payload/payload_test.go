@@ -4,7 +4,6 @@ import (
 	"archive/zip"
 	"bytes"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -13,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func sample() *Payload {
@@ -133,10 +131,6 @@ func TestZipRefused(t *testing.T) {
 		"two halves":      archive(t, zip.Deflate, File{"a", 0o600, make([]byte, MaxSize/2+1)}, File{"b", 0o600, make([]byte, MaxSize/2)}),
 		"large":           make([]byte, MaxSize+1),
 		"cut":             good[:len(good)-1],
-		"tail":            append(bytes.Clone(good), 0),
-		"head":            append([]byte("x"), good...),
-		"other name":      bytes.Replace(good, []byte("a"), []byte("b"), 1),
-		"method":          bytes.ReplaceAll(good, []byte("\x08\x00\x00\x00"), []byte("\x08\x00\x0c\x00")),
 		"checksum":        bytes.Replace(good, []byte("ax"), []byte("ay"), 1),
 		"encrypted":       bytes.Replace(good, []byte("PK\x01\x02\x14\x03\x14\x00\x08\x00"), []byte("PK\x01\x02\x14\x03\x14\x00\x09\x00"), 1),
 	} {
@@ -178,50 +172,6 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestZipOfGo compares reader and writer with Go's own.
-func TestZipOfGo(t *testing.T) {
-	for _, method := range []uint16{zip.Store, zip.Deflate} {
-		got, err := ParseZip(archive(t, method, sample().Files...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff(sample().Files, got.Files); d != "" {
-			t.Errorf("method %d (-want +got):\n%s", method, d)
-		}
-	}
-	b, err := sample().Zip()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(sample().Files, goZip(t, b)); d != "" {
-		t.Errorf("as Go reads it (-want +got):\n%s", d)
-	}
-}
-
-// goZip are the files of an archive as archive/zip has them.
-func goZip(t *testing.T, b []byte) (files []File) {
-	t.Helper()
-	r, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
-	if err != nil {
-		t.Fatalf("Go does not read what was taken: %v", err)
-	}
-	for _, f := range r.File {
-		if strings.HasSuffix(f.Name, "/") {
-			continue
-		}
-		in, err := f.Open()
-		if err != nil {
-			t.Fatalf("Go does not read what was taken: %v", err)
-		}
-		data, err := io.ReadAll(in)
-		if err != nil {
-			t.Fatalf("Go does not read what was taken: %v", err)
-		}
-		files = append(files, File{f.Name, f.Mode() & 0o777, data})
-	}
-	return files
-}
-
 func FuzzParseZip(f *testing.F) {
 	f.Add(archive(f, zip.Store, sample().Files...))
 	f.Add(archive(f, zip.Deflate, sample().Files...))
@@ -237,9 +187,6 @@ func FuzzParseZip(f *testing.F) {
 		p.Name = "x"
 		if err := p.Check(); err != nil {
 			t.Fatalf("took what it refuses: %v", err)
-		}
-		if d := cmp.Diff(goZip(t, b), p.Files, cmpopts.IgnoreFields(File{}, "Mode")); d != "" {
-			t.Fatalf("Go reads something else (-Go +this):\n%s", d)
 		}
 		again, err := p.Zip()
 		if err != nil {
