@@ -110,8 +110,10 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 		return fail(http.StatusBadRequest, "name", "%s names a policy that is derived", name)
 	}
 	err = s.retried(c, func(epoch int64) error {
-		if _, err := s.activeBodies(c.Context(), name); !fresh && err != nil {
-			return err
+		if !fresh {
+			if err := s.plainRuntime(c, name); err != nil {
+				return err
+			}
 		}
 		derived, err := s.derivedFrom(c, name, [][]byte{body})
 		if err != nil {
@@ -126,8 +128,30 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 	return c.tenant(http.StatusCreated, struct{}{})
 }
 
+// plainRuntime refuses a policy that says more than a tenant can: its manifests and rules
+// are the operators', and not for a tenant to replace.
+func (s *Server) plainRuntime(c *call, name string) error {
+	bodies, err := s.activeBodies(c.Context(), name)
+	if err != nil {
+		return err
+	}
+	for _, body := range bodies {
+		d, err := parsePolicy(body)
+		if err != nil {
+			return err
+		}
+		if len(d.Manifests) > 0 || d.Rules != "" || len(d.MB) > 0 || len(d.Runtime) == 0 {
+			return fail(http.StatusForbidden, "policy", "policy %s has manifests or rules: only operators change it, with attest fleet policy", name)
+		}
+	}
+	return nil
+}
+
 func (s *Server) tenantDeletePolicy(c *call) error {
 	if err := c.tenantCall(); err != nil {
+		return err
+	}
+	if err := s.plainRuntime(c, c.PathValue("name")); err != nil {
 		return err
 	}
 	if err := s.Store.DeletePolicy(c.Context(), c.PathValue("name"), c.who.name, c.now); err != nil {

@@ -137,6 +137,12 @@ func TestTenantDerived(t *testing.T) {
 		}
 		return a
 	}
+	// What has rules is the operators'.
+	w.policy("ruled", "/sbin/init")
+	update := map[string]any{"runtime_policy": encoded(t, runtimePolicy("/sbin/init", "/tmp/evil")), "tpm_policy": "{}", "runtime_policy_key": ""}
+	call("PUT", "/v2.6/allowlists/ruled", update, 403)
+	call("POST", "/v2.6/allowlists/ruled", update, 409)
+	call("DELETE", "/v2.6/allowlists/ruled", nil, 403)
 	w.api("POST", "/policies/image?activate=true", runtimePolicy("/sbin/init"), http.StatusCreated)
 	call("POST", "/v2.6/agents/"+m.id, m.addition(map[string]any{"runtime_policy_name": "image", "tpm_policy": `{"15":["` + strings.Repeat("0", 64) + `"],"mask":"0x8400"}`}), 200)
 	m.runFile("/sbin/init")
