@@ -210,6 +210,32 @@ func TestAct(t *testing.T) {
 	}
 }
 
+// TestActMany: more devices are bad than can be remembered, and what is remembered can be
+// read again. The agent cannot change who this device is once it has been told.
+func TestActMany(t *testing.T) {
+	a := newActor(t)
+	a.write("actions/10-record", "#!/bin/sh\necho \"$ATTEST_DEVICE $ATTEST_SELF\" >>"+a.dir+"/acts\n", 0o755)
+	long := strings.Repeat("x", 4000)
+	for seq := int64(1); seq <= 150; seq++ {
+		a.leave(seq, a.envelope(seq, fmt.Sprint("d", seq), "untrusted", func(e *notice.Event) {
+			e.Data.Labels = map[string]string{"address": "192.0.2.1", "note": long}
+		}))
+	}
+	if out := a.act(0); !strings.Contains(out, "will not be remembered over a boot") {
+		t.Errorf("%.3000s", out)
+	}
+	b, err := os.ReadFile(filepath.Join(a.dir, "acts"))
+	if err != nil || strings.Count(string(b), "\n") != 150 {
+		t.Errorf("acted %d times, want 150: %v", strings.Count(string(b), "\n"), err)
+	}
+	_ = os.Remove(filepath.Join(a.dir, "acts"))
+	a.write("state/state.json", `{"schema":"attest.agent-state/v1","id":"victim"}`, 0o600)
+	a.leave(151, a.envelope(151, "victim", "untrusted"))
+	a.leave(152, a.envelope(152, "me", "untrusted"))
+	a.act(0)
+	a.acts("victim false", "me true")
+}
+
 // TestActRefuses: what the agent's user could put into the folder, were it not the agent.
 func TestActRefuses(t *testing.T) {
 	a := newActor(t)
