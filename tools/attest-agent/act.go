@@ -178,6 +178,9 @@ func (a *actions) resume(ctx context.Context) error {
 		a.say("notice %d: %s is %s: once more, %s", e.Seq(), e.Subject, e.Data.Status, map[bool]string{true: "after a boot", false: "it was interrupted"}[again])
 		a.run(ctx, e, payload, again)
 	}
+	if ctx.Err() != nil {
+		return nil
+	}
 	a.state.Running, a.state.BootID = nil, boot
 	return a.save()
 }
@@ -260,6 +263,9 @@ func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
 	}
 	a.say("notice %d: %s is %s", e.Seq(), e.Subject, e.Data.Status)
 	a.run(ctx, e, payload, false)
+	if ctx.Err() != nil {
+		return nil // stopped in the middle: the next process does it again
+	}
 	s.Running = nil
 	return a.save()
 }

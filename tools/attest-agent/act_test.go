@@ -376,6 +376,36 @@ func TestActKilled(t *testing.T) {
 	}
 }
 
+// TestActStopped: what was stopped in the middle is done again.
+func TestActStopped(t *testing.T) {
+	a := newActor(t)
+	a.write("agent.toml", "", 0o644)
+	a.write("actions/05-slow", "#!/bin/sh\n[ -e "+a.dir+"/begun ] && exit\n: >"+a.dir+"/begun\nsleep 1000\n", 0o755)
+	a.leave(1, a.envelope(1, "x", "untrusted"))
+	c := exec.Command(os.Args[0], a.args()...)
+	c.Env = append(os.Environ(), "ATTEST_TEST_AGENT=1")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(a.dir, "begun")); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the action does not begin")
+		}
+	}
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait() // an action failed
+	a.acts("")
+	a.act(0)
+	a.acts("x untrusted self=false boot=false")
+	a.act(0)
+	a.acts("")
+}
+
 // TestActWatch: without a service manager it stays and looks.
 func TestActWatch(t *testing.T) {
 	a := newActor(t)
