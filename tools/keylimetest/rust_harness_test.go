@@ -196,7 +196,7 @@ func newRust(t *testing.T, p *place, d *device, record string) *rust {
 	t.Helper()
 	a := &rust{device: d, home: filepath.Join(d.dir, "keylime"), registrar: fmt.Sprintf("127.0.0.1:%d", p.ports["registrar"]), verifier: fmt.Sprintf("127.0.0.1:%d", p.ports["verifier"])}
 	if recording() && record != "" {
-		a.record = &transcript{Keylime: "rust-keylime", ID: d.ekHash()}
+		a.record = &transcript{Keylime: "rust-keylime", ID: d.ekHash("rsa2048")}
 		a.registrar = a.record.pass(t, *p.server, tls.Certificate{}, a.registrar)
 		a.verifier = a.record.pass(t, *p.server, tls.Certificate{}, a.verifier)
 		t.Cleanup(func() { a.record.write(t, record, 2) })
@@ -332,16 +332,15 @@ func (p *place) pool() *x509.CertPool {
 	return pool
 }
 
-// ekHash is what an agent calls itself with uuid = "hash_ek": the hash of the EK of the
-// template that rust-keylime makes.
-func (d *device) ekHash() string {
+// ekHash is what an agent calls itself with uuid = "hash_ek": the hash of the EK of a template.
+func (d *device) ekHash(template string) string {
 	d.t.Helper()
 	dev, err := tpm.Open(d.tpm.Address)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer dev.Close()
-	made, err := dev.EK("rsa2048")
+	made, err := dev.EK(template)
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -47,7 +47,7 @@ func TestRustTenant(t *testing.T) {
 		d.run("/sbin/init")
 		a := newRust(t, p, d, "")
 		agents[d] = a.launchPull(p)
-		id := d.ekHash()
+		id := d.ekHash("rsa2048")
 		until(t, "the agent to enrol", func() bool { _, err := p.store.Device(t.Context(), id, time.Now()); return err == nil })
 		host, port, _ := net.SplitHostPort(d.listen)
 		p.mustTenant("-c", "add", "-u", id, "-t", host, "-tp", port, "--runtime-policy", p.runtime("runtime.json", "/sbin/init", "/bin/sh"), "-f", file, "--verify")
@@ -56,11 +56,11 @@ func TestRustTenant(t *testing.T) {
 		until(t, "the payload", func() bool { b, err := os.ReadFile(unpacked); return err == nil && string(b) == "hello" })
 	}
 	one.run("/tmp/evil")
-	p.awaitVerdict(one.ekHash(), "untrusted")
+	p.awaitVerdict(one.ekHash("rsa2048"), "untrusted")
 	agents[two].await("Received revocation")
 	agents[two].await("Revocation processed successfully")
-	p.mustTenant("-c", "delete", "-u", one.ekHash())
-	if d := p.device(one.ekHash()); d.Model != "push" {
+	p.mustTenant("-c", "delete", "-u", one.ekHash("rsa2048"))
+	if d := p.device(one.ekHash("rsa2048")); d.Model != "push" {
 		t.Errorf("deleted, and polled still: %+v", d)
 	}
 }

@@ -27,7 +27,7 @@ func TestRustPush(t *testing.T) {
 	d := newDevice(t)
 	d.run("/sbin/init")
 	p.allow("/sbin/init", "/bin/sh")
-	id := d.ekHash()
+	id := d.ekHash("rsa2048")
 	p.api("POST", "/devices", map[string]any{"ek_hash": id, "policies": []string{"image"}}, 201)
 	newRust(t, p, d, "rust-push.json").launch("keylime_push_model_agent")
 	p.awaitVerdict(id, "trusted")
@@ -46,6 +46,39 @@ func TestRustPush(t *testing.T) {
 	}
 }
 
+// TestRustAlgorithms: the same agents with other keys than their default ones. The
+// push agent of 0.2.9 itself refuses to quote with a key on a curve ("Unsupported AK type").
+func TestRustAlgorithms(t *testing.T) {
+	installed(t, "rust")
+	for _, c := range []struct{ agent, template, encryption, signing string }{
+		{"keylime_push_model_agent", "rsa2048", "rsa", "rsapss"},
+		{"keylime_agent", "rsa2048", "rsa", "rsapss"},
+		{"keylime_agent", "ecc-p256", "ecc", "ecdsa"},
+	} {
+		t.Run(c.agent+" "+c.signing, func(t *testing.T) {
+			p := startPlace(t)
+			p.allow("/sbin/init")
+			d := newDevice(t)
+			d.run("/sbin/init")
+			a := newRust(t, p, d, "")
+			a.env = append(a.env, "KEYLIME_AGENT_TPM_ENCRYPTION_ALG="+c.encryption, "KEYLIME_AGENT_TPM_SIGNING_ALG="+c.signing)
+			m := map[string]any{"ek_hash": d.ekHash(c.template), "policies": []string{"image"}}
+			if c.agent == "keylime_agent" {
+				if os.Getuid() != 0 {
+					t.Skip("keylime_agent mounts a tmpfs, which root alone may do")
+				}
+				m["model"] = "pull"
+				p.api("POST", "/devices", m, http.StatusCreated)
+				a.launchPull(p)
+			} else {
+				p.api("POST", "/devices", m, http.StatusCreated)
+				a.launch(c.agent)
+			}
+			p.awaitVerdict(d.ekHash(c.template), "trusted")
+		})
+	}
+}
+
 // TestRustPull: rust-keylime's agent of the pull model, polled by our verifier.
 func TestRustPull(t *testing.T) {
 	installed(t, "rust")
@@ -57,7 +90,7 @@ func TestRustPull(t *testing.T) {
 	d.run("/sbin/init")
 	p.allow("/sbin/init", "/bin/sh")
 	a := newRust(t, p, d, "rust-pull.json")
-	id := d.ekHash()
+	id := d.ekHash("rsa2048")
 	p.api("POST", "/devices", map[string]any{"ek_hash": id, "policies": []string{"image"}}, 201)
 	agent := a.launchPull(p)
 	until(t, "the agent to enrol", func() bool { return p.device(id).State == "active" })
