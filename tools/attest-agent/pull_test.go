@@ -219,7 +219,7 @@ func TestPolled(t *testing.T) {
 	checkKeyPCR(t, claims, key)
 	m.run("/bin/sh")
 	p.kill(m)
-	p = m.start(m.command("run", flags...))
+	m.start(m.command("run", flags...))
 	c.wait()
 	claims, _, again := c.quote(ak, state, evidence.QuoteRequest{PCRs: []int{0, 10}, Offset: 2})
 	if claims.Covered() != 3 || again != "" {
@@ -252,7 +252,7 @@ func checkKeyPCR(t *testing.T, claims *evidence.Claims, key string) {
 
 // TestPolledRefuses: what callers get wrong, by mistake or on purpose.
 func TestPolledRefuses(t *testing.T) {
-	m, _, c, _ := newPolled(t)
+	_, _, c, _ := newPolled(t)
 	const nonce = "1234567890ABCDEFGHIJ"
 	for uri, status := range map[string]int{
 		"/version":                                                     200,
@@ -277,9 +277,15 @@ func TestPolledRefuses(t *testing.T) {
 	if text := c.want(400, "GET", "/v9.9/quotes/identity?nonce="+nonce, nil); !strings.Contains(string(text), "API version not supported") {
 		t.Errorf("Keylime's verifier looks for another text than %s", text)
 	}
-	key := c.shareKey()
 	c.want(400, "POST", "/v2.6/keys/ukey", []byte("{"))
 	c.want(400, "POST", "/v2.6/notifications/revocation", evidence.SignedRevocation{Message: "{}", Signature: []byte("x")})
+}
+
+// TestPolledShares: the shares of a payload's key in every wrong way, and once in the right one.
+func TestPolledShares(t *testing.T) {
+	m, _, c, _ := newPolled(t)
+	const nonce = "1234567890ABCDEFGHIJ"
+	key := c.shareKey()
 	k := bytes.Repeat([]byte{1}, evidence.ShareSize)
 	u, v := evidence.SplitKey(k)
 	id := m.state().ID
@@ -376,8 +382,9 @@ func TestPolledDoor(t *testing.T) {
 	})
 }
 
-// TestPolledNotice: a notice is believed if the certificate of the image signed it.
-func TestPolledNotice(t *testing.T) {
+// revocationKey is a key for notices, and the file of its certificate.
+func revocationKey(t *testing.T) (*rsa.PrivateKey, string) {
+	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -391,6 +398,13 @@ func TestPolledNotice(t *testing.T) {
 	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return key, file
+}
+
+// TestPolledNotice: a notice is believed if the certificate of the image signed it, and acted
+// upon once.
+func TestPolledNotice(t *testing.T) {
+	key, file := revocationKey(t)
 	actor := newActor(t)
 	notices := filepath.Join(actor.dir, "notices")
 	_, p, c, _ := newPolled(t, "--revocation-cert", file, "--notices-dir", notices)

@@ -138,7 +138,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("%+v, %q, %v", res, b, err)
 	}
 	rec := httptest.NewRecorder()
-	http.Error(rec, "no", 403)
+	http.Error(rec, "no", http.StatusForbidden)
 	w.Reset()
 	if err := rec.Result().Write(&w); err != nil {
 		t.Fatal(err)
