@@ -23,6 +23,7 @@ const (
 	schemaActions = "attest.agent-actions/v1"
 	actionsFile   = "actions.json"
 	maxRemembered = 1024        // devices that are bad at a time
+	maxHeld       = maxKept / 2 // bytes of their notices: the file has to be read again
 	watchEvery    = time.Second // between two looks into the folder, with --watch
 )
 
@@ -33,11 +34,13 @@ var errNoNoticeCA = errors.New("no notice_ca is set")
 type actions struct {
 	config *Config
 	certs  []*x509.Certificate
-	folder *folder
-	state  *actionsState
-	in     *invocation
-	failed int             // programs
-	stuck  map[string]bool // names that cannot be taken away
+	// revocation signs Keylime's notices; nil: none is believed.
+	revocation *x509.Certificate
+	folder     *folder
+	state      *actionsState
+	in         *invocation
+	failed     int             // programs
+	stuck      map[string]bool // names that cannot be taken away
 }
 
 // actionsState is what was done. A notice counts once, whoever brings it again.
@@ -51,6 +54,8 @@ type actionsState struct {
 	// gone with the boot, so each boot they run once more.
 	Bad     map[string]json.RawMessage `json:"bad,omitempty"`
 	Running json.RawMessage            `json:"running,omitempty"` // that was not done when power went
+	// Revocations are the digests of Keylime's notices that were acted upon, the last ones.
+	Revocations []string `json:"revocations,omitempty"`
 }
 
 func runAct(ctx context.Context, in *invocation) error {
@@ -64,7 +69,7 @@ func runAct(ctx context.Context, in *invocation) error {
 	if err != nil {
 		return err
 	}
-	if c.get("notice_ca") == "" {
+	if c.get("notice_ca") == "" && c.get("revocation_cert") == "" {
 		return errNoNoticeCA
 	}
 	a, err := openActions(c, in)
@@ -102,11 +107,15 @@ func openActions(c *Config, in *invocation) (*actions, error) {
 	if err != nil {
 		return nil, err
 	}
+	revocation, err := readRevocationCert(c)
+	if err != nil {
+		return nil, err
+	}
 	f, err := openFolder(c.get("actions_state"))
 	if err != nil {
 		return nil, err
 	}
-	a := &actions{config: c, certs: certs, folder: f, in: in, stuck: map[string]bool{}, state: &actionsState{Schema: schemaActions}}
+	a := &actions{config: c, certs: certs, revocation: revocation, folder: f, in: in, stuck: map[string]bool{}, state: &actionsState{Schema: schemaActions}}
 	b, err := f.read(actionsFile)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -124,7 +133,7 @@ func openActions(c *Config, in *invocation) (*actions, error) {
 }
 
 func (a *actions) save() error {
-	b, err := json.MarshalIndent(a.state, "", "  ")
+	b, err := json.Marshal(a.state)
 	if err != nil {
 		return err
 	}
@@ -169,13 +178,16 @@ func (a *actions) resume(ctx context.Context) error {
 		a.say("notice %d: %s is %s: once more, %s", e.Seq(), e.Subject, e.Data.Status, map[bool]string{true: "after a boot", false: "it was interrupted"}[again])
 		a.run(ctx, e, payload, again)
 	}
+	if ctx.Err() != nil {
+		return nil
+	}
 	a.state.Running, a.state.BootID = nil, boot
 	return a.save()
 }
 
-// open verifies a notice that was kept, indented as the state is.
+// open verifies a notice that was kept.
 func (a *actions) open(envelope []byte) (*notice.Event, []byte, error) {
-	return notice.Open(compactJSON(envelope), a.certs)
+	return notice.Open(envelope, a.certs)
 }
 
 // scan handles what is in the folder, in the order of the numbers, and takes it away.
@@ -226,6 +238,12 @@ func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
 	if err != nil {
 		return refuse(err)
 	}
+	if strings.HasPrefix(name, revocationPrefix) {
+		if err := a.takeRevocation(ctx, b); err != nil {
+			return refuse(err)
+		}
+		return nil
+	}
 	e, payload, err := notice.Open(b, a.certs)
 	if err != nil {
 		return refuse(err)
@@ -245,6 +263,9 @@ func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
 	}
 	a.say("notice %d: %s is %s", e.Seq(), e.Subject, e.Data.Status)
 	a.run(ctx, e, payload, false)
+	if ctx.Err() != nil {
+		return nil // stopped in the middle: the next process does it again
+	}
 	s.Running = nil
 	return a.save()
 }
@@ -252,14 +273,18 @@ func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
 // remember keeps what holds after a boot, too.
 func (a *actions) remember(e *notice.Event, envelope []byte) {
 	s := a.state
+	delete(s.Bad, e.Subject)
 	if !notice.Bad(e.Data.Status) {
-		delete(s.Bad, e.Subject)
 		return
 	}
 	if s.Bad == nil {
 		s.Bad = map[string]json.RawMessage{}
 	}
-	if s.Bad[e.Subject] == nil && len(s.Bad) >= maxRemembered {
+	size := len(envelope)
+	for _, b := range s.Bad {
+		size += len(b)
+	}
+	if len(s.Bad) >= maxRemembered || size > maxHeld {
 		a.say("%d devices are bad already: %s will not be remembered over a boot", len(s.Bad), e.Subject)
 		return
 	}

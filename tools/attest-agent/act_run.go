@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -195,13 +194,4 @@ func readPlainFile(dir *os.File, name string, most int64) ([]byte, error) {
 		err = fmt.Errorf("more than %d bytes", most)
 	}
 	return b, err
-}
-
-// compactJSON undoes the indentation of a file of ours.
-func compactJSON(b json.RawMessage) []byte {
-	var out bytes.Buffer
-	if json.Compact(&out, b) != nil {
-		return b
-	}
-	return out.Bytes()
 }

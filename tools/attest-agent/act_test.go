@@ -210,6 +210,32 @@ func TestAct(t *testing.T) {
 	}
 }
 
+// TestActMany: more devices are bad than can be remembered, and what is remembered can be
+// read again. The agent cannot change who this device is once it has been told.
+func TestActMany(t *testing.T) {
+	a := newActor(t)
+	a.write("actions/10-record", "#!/bin/sh\necho \"$ATTEST_DEVICE $ATTEST_SELF\" >>"+a.dir+"/acts\n", 0o755)
+	long := strings.Repeat("x", 4000)
+	for seq := int64(1); seq <= 150; seq++ {
+		a.leave(seq, a.envelope(seq, fmt.Sprint("d", seq), "untrusted", func(e *notice.Event) {
+			e.Data.Labels = map[string]string{"address": "192.0.2.1", "note": long}
+		}))
+	}
+	if out := a.act(0); !strings.Contains(out, "will not be remembered over a boot") {
+		t.Errorf("%.3000s", out)
+	}
+	b, err := os.ReadFile(filepath.Join(a.dir, "acts"))
+	if err != nil || strings.Count(string(b), "\n") != 150 {
+		t.Errorf("acted %d times, want 150: %v", strings.Count(string(b), "\n"), err)
+	}
+	_ = os.Remove(filepath.Join(a.dir, "acts"))
+	a.write("state/state.json", `{"schema":"attest.agent-state/v1","id":"victim"}`, 0o600)
+	a.leave(151, a.envelope(151, "victim", "untrusted"))
+	a.leave(152, a.envelope(152, "me", "untrusted"))
+	a.act(0)
+	a.acts("victim false", "me true")
+}
+
 // TestActRefuses: what the agent's user could put into the folder, were it not the agent.
 func TestActRefuses(t *testing.T) {
 	a := newActor(t)
@@ -348,6 +374,36 @@ func TestActKilled(t *testing.T) {
 	if err == nil && !strings.Contains(string(status), "State:\tZ") {
 		t.Errorf("its child lives:\n%s", status)
 	}
+}
+
+// TestActStopped: what was stopped in the middle is done again.
+func TestActStopped(t *testing.T) {
+	a := newActor(t)
+	a.write("agent.toml", "", 0o644)
+	a.write("actions/05-slow", "#!/bin/sh\n[ -e "+a.dir+"/begun ] && exit\n: >"+a.dir+"/begun\nsleep 1000\n", 0o755)
+	a.leave(1, a.envelope(1, "x", "untrusted"))
+	c := exec.Command(os.Args[0], a.args()...)
+	c.Env = append(os.Environ(), "ATTEST_TEST_AGENT=1")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(a.dir, "begun")); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the action does not begin")
+		}
+	}
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait() // an action failed
+	a.acts("")
+	a.act(0)
+	a.acts("x untrusted self=false boot=false")
+	a.act(0)
+	a.acts("")
 }
 
 // TestActWatch: without a service manager it stays and looks.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
@@ -72,6 +72,7 @@ func runDoctor(ctx context.Context, in *invocation) error {
 	e.tpm()
 	e.network(ctx)
 	e.agent()
+	e.secrets()
 	if *asJSON {
 		out := json.NewEncoder(in.stdout)
 		out.SetIndent("", "  ")
@@ -275,8 +276,12 @@ func (e *examination) network(ctx context.Context) {
 		e.fail("ca", "copy the CA certificate of the verifier there, in PEM", "%v", err)
 		return
 	}
-	e.ok("settings", "verifier %s, registrar %s, ca %s", e.config.verifier, e.config.registrar, e.config.get("ca"))
-	e.server(ctx, c, "verifier", c.verifier)
+	if c.verifier != nil {
+		e.ok("settings", "verifier %s, registrar %s, ca %s", c.verifier, c.registrar, e.config.get("ca"))
+		e.server(ctx, c, "verifier", c.verifier)
+	} else {
+		e.ok("settings", "polled at %s, registrar %s, ca %s", e.config.contact, c.registrar, e.config.get("ca"))
+	}
 	e.server(ctx, c, "registrar", c.registrar)
 }
 
@@ -286,7 +291,7 @@ const maxClockError = 5 * time.Minute
 func (e *examination) server(ctx context.Context, c *client, name string, base *url.URL) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	res, err := c.do(ctx, request{what: "ask for versions", method: http.MethodGet, base: base, path: "/version", content: typeJSON, want: http.StatusOK})
+	res, err := c.do(ctx, request{what: "ask for versions", method: http1.MethodGet, base: base, path: "/version", content: typeJSON, want: http1.StatusOK})
 	if err != nil {
 		mend := hintFor(err)
 		if mend == "" {
@@ -297,11 +302,11 @@ func (e *examination) server(ctx context.Context, c *client, name string, base *
 	}
 	defer res.Body.Close()
 	e.ok(name, "answers at %s", base.Host)
-	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil && name == "verifier" {
+	if date, err := parseTime(res.Header.Get("Date")); err == nil && (name == "verifier" || c.verifier == nil) {
 		if off := time.Since(date); off.Abs() > maxClockError {
-			e.fail("clock", "set it: timedatectl set-ntp true, or date -s @"+fmt.Sprint(date.Unix()), "%s apart from the verifier's", off.Abs().Round(time.Second))
+			e.fail("clock", "set it: timedatectl set-ntp true, or date -s @"+fmt.Sprint(date.Unix()), "%s apart from the %s's", off.Abs().Round(time.Second), name)
 		} else {
-			e.ok("clock", "like the verifier's")
+			e.ok("clock", "like the %s's", name)
 		}
 	}
 }

@@ -50,6 +50,7 @@ type verifier struct {
 	listeners []*server.Listener
 	admin     string
 	options   server.Options
+	end       func() // of what the server does by itself
 }
 
 func newVerifier(t *testing.T, change ...func(*server.Options)) *verifier {
@@ -115,6 +116,11 @@ func (v *verifier) start() {
 		v.listeners = append(v.listeners, l)
 		go l.Serve()
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	v.end = stop
+	if v.options.Notices.Key != nil {
+		go s.Run(ctx)
+	}
 }
 
 func (v *verifier) stop() {
@@ -124,6 +130,9 @@ func (v *verifier) stop() {
 		l.Close(ctx)
 	}
 	v.listeners = nil
+	if v.end != nil {
+		v.end()
+	}
 	if v.store != nil {
 		_ = v.store.Close()
 		v.store = nil

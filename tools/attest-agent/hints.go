@@ -4,8 +4,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"net/http"
 
+	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
 
@@ -51,7 +51,7 @@ func hintFor(err error) string {
 		}
 	}
 	var status *statusError
-	if errors.As(err, &status) && status.what == whatRegister && status.status == http.StatusForbidden {
+	if errors.As(err, &status) && status.what == whatRegister && status.status == http1.StatusForbidden {
 		return "where the TPM or its key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
 	}
 	var unknown x509.UnknownAuthorityError

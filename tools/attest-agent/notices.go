@@ -9,14 +9,15 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/notice"
 )
 
@@ -39,6 +40,9 @@ type notices struct {
 	most   time.Duration // between two attempts
 
 	session atomic.Pointer[noticeSession]
+
+	mu        sync.Mutex // of the file named temporary
+	temporary string
 }
 
 // noticeSession is who asks, and the token that the attestations opened.
@@ -57,12 +61,15 @@ func newNotices(a *agent) (*notices, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.http.Timeout = pollTimeout
-	n := &notices{client: c, certs: certs, dir: a.config.get("notices_dir"), say: a.say, most: a.config.retryMax}
+	c.timeout = pollTimeout
+	n := &notices{client: c, certs: certs, dir: a.config.get("notices_dir"), temporary: ".new", say: a.say, most: a.config.retryMax}
 	return n, n.makeFolder(os.Geteuid(), os.Getegid())
 }
 
 func readNoticeCA(c *Config) ([]*x509.Certificate, error) {
+	if c.get("notice_ca") == "" {
+		return nil, nil
+	}
 	f, err := os.Open(c.get("notice_ca"))
 	if err != nil {
 		return nil, fmt.Errorf("read notice_ca: %w", err)
@@ -113,13 +120,15 @@ func (n *notices) run(ctx context.Context) {
 		wait := time.Second
 		if s := n.session.Load(); s != nil && s != refused {
 			next, err := n.ask(ctx, s, after)
-			after = max(after, next)
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err == nil:
-				failures, said, wait = 0, "", 0
-			case statusOf(err) == http.StatusUnauthorized:
+				failures, said = 0, ""
+				if next > after {
+					wait = 0 // there may be more
+				}
+			case statusOf(err) == http1.StatusUnauthorized:
 				refused = s // the next attestation opens another session
 			default:
 				wait = n.backOff(failures, err)
@@ -129,6 +138,7 @@ func (n *notices) run(ctx context.Context) {
 					said = text
 				}
 			}
+			after = max(after, next)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -143,7 +153,7 @@ func (n *notices) run(ctx context.Context) {
 // backOff is like [agent.backOff].
 func (n *notices) backOff(failures int, err error) time.Duration {
 	d := n.most
-	if failures < 20 && statusOf(err) != http.StatusNotFound {
+	if failures < 20 && statusOf(err) != http1.StatusNotFound {
 		d = min(d, time.Second<<failures)
 	}
 	d = d/2 + rand.N(d/2+1)
@@ -158,9 +168,9 @@ func (n *notices) backOff(failures int, err error) time.Duration {
 func (n *notices) ask(ctx context.Context, s *noticeSession, after int64) (int64, error) {
 	c := *n.client
 	c.token = s.token
-	res, err := c.do(ctx, request{what: "ask for notices", method: http.MethodGet, base: c.verifier,
+	res, err := c.do(ctx, request{what: "ask for notices", method: http1.MethodGet, base: c.verifier,
 		path:    "/v3.0/agents/" + s.id + "/notices?after=" + strconv.FormatInt(after, 10),
-		content: typeJSON, want: http.StatusOK, bearer: true})
+		content: typeJSON, want: http1.StatusOK, bearer: true})
 	if err != nil {
 		return after, err
 	}
@@ -207,7 +217,9 @@ func (n *notices) keep(name string, b []byte) error {
 			_ = os.Remove(filepath.Join(n.dir, names[i].Name())) // the oldest: act may have been quicker
 		}
 	}
-	tmp := filepath.Join(n.dir, ".new")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	tmp := filepath.Join(n.dir, n.temporary)
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("keep notice: %w", err)
 	}

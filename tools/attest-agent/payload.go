@@ -119,3 +119,14 @@ func (p *payloads) execute(ctx context.Context, one *payload.Payload) error {
 	}
 	return nil
 }
+
+// secrets looks at where secrets would lie. Without such a place a device is given none.
+func (e *examination) secrets() {
+	const check = "secrets"
+	dir := e.config.get("secrets_dir")
+	if !payload.InMemory(dir) {
+		e.note(check, "name a folder on a tmpfs in secrets_dir, if this device is to be given secrets", "%s is not in memory", dir)
+		return
+	}
+	e.ok(check, "%s is in memory", dir)
+}

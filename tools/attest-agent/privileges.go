@@ -27,6 +27,11 @@ func (a *agent) becomeUser() error {
 	if err := a.folder.give(uid, gid); err != nil {
 		return err
 	}
+	if a.listener != nil {
+		if err := a.listener.spool.makeFolder(uid, gid); err != nil {
+			return err
+		}
+	}
 	if err := a.notices.makeFolder(uid, gid); err != nil {
 		return err
 	}

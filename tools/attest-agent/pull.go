@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/http1"
 )
 
 // Bounds of the listener. One connection carries one request: a verifier asks every few
@@ -27,13 +27,10 @@ const (
 	handshakeTime = 5 * time.Second
 	requestTime   = 30 * time.Second
 	answerTime    = 5 * time.Minute // for a list of some hundred megabytes
-	maxHead       = 16 << 10        // bytes of a request before its body
-	maxBody       = 2 << 20         // of a payload in base64
 	complainEvery = time.Minute
 )
 
-// listener answers verifiers and tenants of Keylime's pull model. It is net/http's server
-// without what this needs not, which is most: that server is 300 kilobytes.
+// listener answers verifiers and tenants of Keylime's pull model.
 type listener struct {
 	agent *agent
 	net   net.Listener
@@ -43,6 +40,7 @@ type listener struct {
 	id    atomic.Pointer[string] // once enrolled
 	// revocation signs notices: the certificate of the image, or else of a payload.
 	revocation atomic.Pointer[x509.Certificate]
+	spool      *notices // where they are left for actions; nil without a certificate of the image
 	// wake has the main loop look at the TPM, which alone may open it again.
 	wake chan struct{}
 
@@ -80,17 +78,13 @@ func openListener(a *agent) (*listener, error) {
 }
 
 func (l *listener) readRevocationCert() error {
-	path := l.agent.config.get("revocation_cert")
-	if path == "" {
-		return nil
+	cert, err := readRevocationCert(l.agent.config)
+	if err != nil || cert == nil {
+		return err
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read revocation_cert: %w", err)
-	}
-	cert, err := parseCert(path, text)
 	l.revocation.Store(cert)
-	return err
+	l.spool = &notices{dir: l.agent.config.get("notices_dir"), temporary: ".keylime"}
+	return l.spool.makeFolder(os.Geteuid(), os.Getegid())
 }
 
 // serve answers until ctx ends.
@@ -140,16 +134,14 @@ func (l *listener) talk(conn net.Conn) {
 		return
 	}
 	_ = conn.SetDeadline(time.Now().Add(requestTime))
-	from := &io.LimitedReader{R: c, N: maxHead}
-	r, err := http.ReadRequest(bufio.NewReader(from))
+	r, err := http1.ReadRequest(bufio.NewReader(c))
 	if err != nil {
 		l.complain("refused a request from %s: %v", conn.RemoteAddr(), err)
 		return
 	}
-	from.N += maxBody
 	a := l.answer(r)
-	if a.code != http.StatusOK {
-		l.complain("refused %s %.100q from %s: %s", r.Method, r.URL.Path, conn.RemoteAddr(), a.status)
+	if a.code != http1.StatusOK {
+		l.complain("refused %s %.100q from %s: %s", r.Method, r.Path, conn.RemoteAddr(), a.status)
 	}
 	_ = conn.SetDeadline(time.Now().Add(answerTime))
 	if err := a.write(c); err != nil {
@@ -167,7 +159,7 @@ type answer struct {
 	logs    []log // whose markers stand in results
 }
 
-func success(results any) *answer { return &answer{http.StatusOK, "Success", results, nil} }
+func success(results any) *answer { return &answer{http1.StatusOK, "Success", results, nil} }
 
 // badRequest is what a caller did wrong.
 type badRequest struct{ text string }
@@ -177,14 +169,14 @@ func (e *badRequest) Error() string { return e.text }
 // refusal is the answer to err. A verifier of Keylime's tries again after 500 and 408; any
 // other status makes it give up the device.
 func refusal(err error) *answer {
-	a := &answer{http.StatusInternalServerError, printable(err.Error(), maxShown), struct{}{}, nil}
+	a := &answer{http1.StatusInternalServerError, printable(err.Error(), maxShown), struct{}{}, nil}
 	var wrong *evidence.Error
 	var bad *badRequest
 	switch {
 	case errors.Is(err, errHasKey):
-		a.code = http.StatusConflict
+		a.code = http1.StatusConflict
 	case errors.As(err, &wrong), errors.As(err, &bad):
-		a.code = http.StatusBadRequest
+		a.code = http1.StatusBadRequest
 	}
 	return a
 }
@@ -202,27 +194,23 @@ func (a *answer) write(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(w, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
-		a.code, http.StatusText(a.code), size); err != nil {
-		return err
-	}
-	_, err = io.Copy(w, body)
-	return err
+	res := &http1.Response{StatusCode: a.code, Header: http1.Header{"content-type": typeJSON}, Body: io.NopCloser(body)}
+	return res.Write(w, size)
 }
 
 // answer finds what answers a request. Paths are those of Keylime's agent, v2.1 to v2.6.
-func (l *listener) answer(r *http.Request) *answer {
-	path := r.URL.Path
-	if path == "/version" && r.Method == http.MethodGet {
+func (l *listener) answer(r *http1.Request) *answer {
+	path := r.Path
+	if path == "/version" && r.Method == http1.MethodGet {
 		versions := evidence.PullVersions()
 		return success(evidence.AgentVersions{Current: versions[len(versions)-1], Supported: versions})
 	}
 	version, rest, ok := strings.Cut(strings.TrimPrefix(path, "/v"), "/")
 	if !ok || !strings.HasPrefix(path, "/v") {
-		return &answer{http.StatusBadRequest, "Not Implemented: Use /version or /v2.1 to /v2.6", struct{}{}, nil}
+		return &answer{http1.StatusBadRequest, "Not Implemented: Use /version or /v2.1 to /v2.6", struct{}{}, nil}
 	}
 	if !(evidence.AgentVersions{Supported: evidence.PullVersions()}).Has(version) {
-		return &answer{http.StatusBadRequest, "API version not supported: v" + printable(version, 20), struct{}{}, nil}
+		return &answer{http1.StatusBadRequest, "API version not supported: v" + printable(version, 20), struct{}{}, nil}
 	}
 	id := l.id.Load()
 	if id == nil {
@@ -246,5 +234,5 @@ func (l *listener) answer(r *http.Request) *answer {
 	case "POST notifications/revocation":
 		return l.takeRevocation(r)
 	}
-	return &answer{http.StatusBadRequest, "URI not supported", struct{}{}, nil}
+	return &answer{http1.StatusBadRequest, "URI not supported", struct{}{}, nil}
 }

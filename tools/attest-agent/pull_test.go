@@ -143,26 +143,40 @@ func newPolled(t *testing.T, more ...string) (*machine, *process, *caller, []str
 	v := newVerifier(t, func(o *server.Options) { o.AnyID = true })
 	m := newMachine(t, v)
 	m.tpm.Share()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listen := l.Addr().String()
-	l.Close()
-	c := newCaller(t, listen)
+	c := newCaller(t, freeAddress(t))
 	dir, err := os.MkdirTemp("/dev/shm", "attest-agent-*")
 	if err != nil {
 		t.Skipf("no tmpfs for payloads: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	flags := append([]string{"--verifier-url", "", "--ak", "rsassa", "--listen", listen, "--listen-ca", c.ca, "--secrets-dir", filepath.Join(dir, "secrets")}, more...)
+	flags := append([]string{"--verifier-url", "", "--ak", "rsassa", "--listen", c.listen, "--listen-ca", c.ca, "--secrets-dir", filepath.Join(dir, "secrets")}, more...)
 	p := m.start(m.command("run", flags...))
 	p.expect("enrolled ")
-	until(t, "the agent to be ready", func() bool {
-		status, _ := c.do("GET", "/v2.6/keys/pubkey", nil)
-		return status == 200
-	})
+	c.wait()
 	return m, p, c, flags
+}
+
+// wait waits until the agent is enrolled and answers.
+func (c *caller) wait() {
+	c.t.Helper()
+	until(c.t, "the agent to be ready", func() bool {
+		r, err := c.client().Get("https://" + c.listen + "/v2.6/keys/pubkey")
+		if err == nil {
+			r.Body.Close()
+		}
+		return err == nil && r.StatusCode == 200
+	})
+}
+
+// freeAddress is one that nobody listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func until(t *testing.T, what string, done func() bool) {
@@ -205,14 +219,8 @@ func TestPolled(t *testing.T) {
 	checkKeyPCR(t, claims, key)
 	m.run("/bin/sh")
 	p.kill(m)
-	p = m.start(m.command("run", flags...))
-	until(t, "the agent to be ready", func() bool {
-		r, err := c.client().Get("https://" + c.listen + "/v2.6/keys/pubkey")
-		if err == nil {
-			r.Body.Close()
-		}
-		return err == nil && r.StatusCode == 200
-	})
+	m.start(m.command("run", flags...))
+	c.wait()
 	claims, _, again := c.quote(ak, state, evidence.QuoteRequest{PCRs: []int{0, 10}, Offset: 2})
 	if claims.Covered() != 3 || again != "" {
 		t.Errorf("%d entries are covered, with key %q", claims.Covered(), again)
@@ -244,7 +252,7 @@ func checkKeyPCR(t *testing.T, claims *evidence.Claims, key string) {
 
 // TestPolledRefuses: what callers get wrong, by mistake or on purpose.
 func TestPolledRefuses(t *testing.T) {
-	m, _, c, _ := newPolled(t)
+	_, _, c, _ := newPolled(t)
 	const nonce = "1234567890ABCDEFGHIJ"
 	for uri, status := range map[string]int{
 		"/version":                                                     200,
@@ -269,9 +277,15 @@ func TestPolledRefuses(t *testing.T) {
 	if text := c.want(400, "GET", "/v9.9/quotes/identity?nonce="+nonce, nil); !strings.Contains(string(text), "API version not supported") {
 		t.Errorf("Keylime's verifier looks for another text than %s", text)
 	}
-	key := c.shareKey()
 	c.want(400, "POST", "/v2.6/keys/ukey", []byte("{"))
 	c.want(400, "POST", "/v2.6/notifications/revocation", evidence.SignedRevocation{Message: "{}", Signature: []byte("x")})
+}
+
+// TestPolledShares: the shares of a payload's key in every wrong way, and once in the right one.
+func TestPolledShares(t *testing.T) {
+	m, _, c, _ := newPolled(t)
+	const nonce = "1234567890ABCDEFGHIJ"
+	key := c.shareKey()
 	k := bytes.Repeat([]byte{1}, evidence.ShareSize)
 	u, v := evidence.SplitKey(k)
 	id := m.state().ID
@@ -368,8 +382,9 @@ func TestPolledDoor(t *testing.T) {
 	})
 }
 
-// TestPolledNotice: a notice is believed if the certificate of the image signed it.
-func TestPolledNotice(t *testing.T) {
+// revocationKey is a key for notices, and the file of its certificate.
+func revocationKey(t *testing.T) (*rsa.PrivateKey, string) {
+	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -383,7 +398,16 @@ func TestPolledNotice(t *testing.T) {
 	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, p, c, _ := newPolled(t, "--revocation-cert", file)
+	return key, file
+}
+
+// TestPolledNotice: a notice is believed if the certificate of the image signed it, and acted
+// upon once.
+func TestPolledNotice(t *testing.T) {
+	key, file := revocationKey(t)
+	actor := newActor(t)
+	notices := filepath.Join(actor.dir, "notices")
+	_, p, c, _ := newPolled(t, "--revocation-cert", file, "--notices-dir", notices)
 	signed, err := evidence.SignRevocation(key, []byte(`{"type":"revocation","agent_id":"other","ip":"192.0.2.1","port":9002,"tpm_policy":"{}","meta_data":"{}","event_time":"Sun Nov 22 07:00:00 2026","event_id":"ima.pcr_mismatch"}`))
 	if err != nil {
 		t.Fatal(err)
@@ -393,6 +417,43 @@ func TestPolledNotice(t *testing.T) {
 	c.want(400, "POST", "/v2.6/notifications/revocation", changed)
 	c.want(200, "POST", "/v2.6/notifications/revocation", signed)
 	p.expect("notice: revocation of other: ima.pcr_mismatch")
+	act := func(more ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		if code := start(append(actor.args(), more...), &out, &out); code != 0 {
+			t.Fatalf("exit code %d:\n%s", code, &out)
+		}
+		return out.String()
+	}
+	actor.write("agent.toml", "", 0o644)
+	// Without the certificate in the image root believes nobody, whatever the agent believed.
+	kept, err := filepath.Glob(filepath.Join(notices, "keylime-*.json"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("%v, %v", kept, err)
+	}
+	text, err := os.ReadFile(kept[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := act(); !strings.Contains(out, "refused: no revocation_cert is set") {
+		t.Errorf("act said %s", out)
+	}
+	again := func(name string, b []byte) { actor.write("notices/keylime-"+name+".json", string(b), 0o600) }
+	again("1", text)
+	if out := act("--revocation-cert", file); !strings.Contains(out, "notice of Keylime's verifier: other is untrusted") {
+		t.Errorf("act said %s", out)
+	}
+	again("2", text)
+	if out := act("--revocation-cert", file); !strings.Contains(out, "refused: it was acted upon") {
+		t.Errorf("act said %s", out)
+	}
+	again("3", bytes.Replace(text, []byte("other"), []byte("peers"), 1))
+	if out := act("--revocation-cert", file); !strings.Contains(out, "refused: check revocation") {
+		t.Errorf("act said %s", out)
+	}
+	if acts, err := os.ReadFile(filepath.Join(actor.dir, "acts")); err != nil || string(acts) != "other untrusted self=false boot=false\n" {
+		t.Errorf("%q, %v", acts, err)
+	}
 }
 
 // TestTranscript says to the agent what Keylime's tenant and verifier said, byte by byte,

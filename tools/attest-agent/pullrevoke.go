@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -27,6 +28,15 @@ func (l *listener) revoke(signed *evidence.SignedRevocation) error {
 	notice, err := evidence.DecodeBody[evidence.Revocation](strings.NewReader(signed.Message))
 	if err != nil {
 		return err
+	}
+	if l.spool != nil {
+		text, err := json.Marshal(signed)
+		if err != nil {
+			return err
+		}
+		if err := l.leave(text); err != nil {
+			return err
+		}
 	}
 	l.agent.say("notice: %s of %s: %s", printable(notice.Type, 40), notice.ID, printable(notice.EventID, 120))
 	return nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/http1"
 )
 
 const (
@@ -135,7 +135,7 @@ func (a *agent) attempt(ctx context.Context) (*evidence.Meta, error) {
 	var device *tpmError
 	switch {
 	case err == nil:
-	case statusOf(err) == http.StatusUnauthorized && a.client.token != "":
+	case statusOf(err) == http1.StatusUnauthorized && a.client.token != "":
 		// The session is over: another proof opens the next.
 		a.client.token = ""
 		meta, err = a.round(ctx)
@@ -156,7 +156,7 @@ func (a *agent) attempt(ctx context.Context) (*evidence.Meta, error) {
 		}
 		meta, err = a.round(ctx)
 	}
-	if status := statusOf(err); status == http.StatusUnauthorized || status == http.StatusForbidden {
+	if status := statusOf(err); status == http1.StatusUnauthorized || status == http1.StatusForbidden {
 		a.client.token = ""
 	}
 	return meta, err
@@ -194,7 +194,7 @@ func (a *agent) enrolAndSay(ctx context.Context) error {
 }
 
 // isNotEnrolled says whether the verifier does not know this device.
-func isNotEnrolled(err error) bool { return statusOf(err) == http.StatusNotFound }
+func isNotEnrolled(err error) bool { return statusOf(err) == http1.StatusNotFound }
 
 // round is one attestation within a session.
 func (a *agent) round(ctx context.Context) (*evidence.Meta, error) {

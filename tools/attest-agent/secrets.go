@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -13,6 +12,12 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/payload"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
+)
+
+// Bounds of all secrets of a device: the folder counts as this process's memory.
+const (
+	maxSecrets    = 256
+	maxSecretSize = 16 << 20 // bytes, encrypted
 )
 
 // secrets are the payloads that the verifier gave to this device.
@@ -101,6 +106,7 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 	}
 	defer q.close()
 	var all []string
+	size := 0
 	for {
 		page, err := s.agent.client.secrets(ctx, s.agent.state.ID, q.message)
 		if err != nil {
@@ -109,6 +115,9 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 		for _, one := range page.Secrets {
 			if one.Name <= q.message.After {
 				return fmt.Errorf("secret %s comes after %s", one.Name, q.message.After)
+			}
+			if size += len(one.Sealed); size > maxSecretSize || len(all) == maxSecrets {
+				return fmt.Errorf("more than %d secrets, or %d bytes of them: those from %s on are not here", maxSecrets, maxSecretSize, one.Name)
 			}
 			if err := s.take(ctx, q, one); err != nil {
 				return err
@@ -155,9 +164,21 @@ func (s *secrets) take(ctx context.Context, q *secretRequest, one evidence.Secre
 	if err := s.keep(ctx, p); err != nil {
 		return fmt.Errorf("secret %s: %w", one.Name, err)
 	}
-	s.held = append(slices.DeleteFunc(s.held, func(o evidence.SecretRef) bool { return o.Name == one.Name }), ref)
-	slices.SortFunc(s.held, func(a, b evidence.SecretRef) int { return strings.Compare(a.Name, b.Name) })
+	s.hold(ref)
 	return nil
+}
+
+// hold notes a revision at its place in the order of names.
+func (s *secrets) hold(ref evidence.SecretRef) {
+	i := 0
+	for i < len(s.held) && s.held[i].Name < ref.Name {
+		i++
+	}
+	if i < len(s.held) && s.held[i].Name == ref.Name {
+		s.held[i] = ref
+	} else {
+		s.held = slices.Insert(s.held, i, ref)
+	}
 }
 
 // secretRequest asks for secrets, and decrypts them.

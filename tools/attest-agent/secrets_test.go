@@ -256,6 +256,31 @@ func TestSecretsExecuted(t *testing.T) {
 	}
 }
 
+// TestSecretsBounded: a device holds so many bytes of secrets and no more.
+func TestSecretsBounded(t *testing.T) {
+	v := newVerifier(t, fast, withSecrets(t))
+	m := newMachine(t, v)
+	needTmpfs(t, m)
+	m.run("/sbin/init")
+	m.call(0, "enrol")
+	id := m.state().ID
+	v.allow(id, "/sbin/init")
+	want, data := map[string]string{}, strings.Repeat("x", payload.MaxSize-1000)
+	for i := range 18 {
+		name := fmt.Sprintf("s%02d", i)
+		v.secret(name, "", data)
+		v.assign(name, id)
+		if i < 16 {
+			want[name+"/key"] = "-rw------- " + data
+		}
+	}
+	p := m.startAgent()
+	p.expect("those from s16 on are not here")
+	m.has(want)
+	p.attestsAgain(m)
+	p.terminate()
+}
+
 // TestSecretsFolderRefused is CVE-2022-23948: a folder that is not in memory, or not the
 // agent's alone, is given nothing, and nothing is released for it.
 func TestSecretsFolderRefused(t *testing.T) {

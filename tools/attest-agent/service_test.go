@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/payload"
 )
 
 // TestService runs the agent as systemd does: by root, with a socket for notices and a
@@ -19,10 +21,10 @@ func TestService(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("to give up root needs root")
 	}
-	v := newVerifier(t, fast)
+	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	m.run("/sbin/init")
-	for _, dir := range []string{m.dir, filepath.Dir(m.dir), v.dir, filepath.Dir(v.dir)} {
+	for _, dir := range []string{m.dir, filepath.Dir(m.dir), v.dir, filepath.Dir(v.dir), filepath.Dir(m.secrets)} {
 		if err := os.Chmod(dir, 0o711); err != nil {
 			t.Fatal(err)
 		}
@@ -34,7 +36,7 @@ func TestService(t *testing.T) {
 	}
 	defer conn.Close()
 	start := func() *process {
-		cmd := m.command("run", "--user", "65534")
+		cmd := m.command("run", "--user", "65534", "--secrets-execute", "1")
 		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=200000")
 		return m.start(cmd)
 	}
@@ -54,6 +56,11 @@ func TestService(t *testing.T) {
 	}
 	v.allow(m.state().ID, "/sbin/init")
 	p.expect("verdict: trusted")
+	if strings.HasPrefix(m.secrets, "/dev/shm/") {
+		v.secret("job", "run.sh", "x", payload.File{Name: "run.sh", Mode: 0o700, Data: []byte("#!/bin/sh\necho runs as $(id -u), and sees $(ls)\n")})
+		v.assign("job", m.state().ID)
+		p.expect("run.sh of payload job says: runs as 65534, and sees key run.sh")
+	}
 	p.kill(m)
 	p = start()
 	p.attestsAgain(m)

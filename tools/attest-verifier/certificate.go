@@ -93,7 +93,7 @@ func newCertificateClient() *cobra.Command {
 polled know the verifier, and it opens nothing else.`,
 		Example: `  attest-verifier certificate client alice --role operator --ca /etc/attest/tls --out .
   attest-verifier certificate client poller --role pull --ca /etc/attest/tls --out /etc/attest/tls`,
-		Args:    cobra.ExactArgs(1),
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if r := server.Role(role); r != server.Operator && r != server.Admin && role != "pull" {
 				return fmt.Errorf("--role %s: operator or admin (pull: the verifier's own)", role)

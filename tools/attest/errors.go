@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 
+	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
@@ -50,6 +51,7 @@ var hints = []struct {
 	{errServerCA, "give the CA of the verifier, which attest-verifier certificate init wrote: --server-ca ca.crt"},
 	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
+	{appraise.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
 	{errNothingToImport, "attest fleet import --database reg_data.sqlite --database cv_data.sqlite, or --answers FILE"},
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},

@@ -57,7 +57,7 @@ func newSecretAdd(o *fleetFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add NAME --file [AS=]FILE...",
 		Short: "Add a secret, or another revision in the place of the last",
-		Long: `add uploads files, 1 MiB together at most, under a name. Devices find them in
+		Long: `add uploads files, 1 MiB together at most, under a name; a device holds 16 MiB. It finds them in
 /run/attest-agent/secrets/NAME, closed to all but the agent's user. A new revision reaches a
 device at its next attestation.
 
@@ -67,18 +67,7 @@ device's configuration allows that (secrets_execute = "1").`,
   attest fleet secret add unlock --file unlock.sh --file key --run unlock.sh`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			p := &payload.Payload{Name: args[0], Run: run}
-			for _, f := range files {
-				one, err := secretFile(f)
-				if err != nil {
-					return err
-				}
-				p.Files = append(p.Files, one)
-			}
-			if err := p.Check(); err != nil {
-				return err
-			}
-			body, err := p.Zip()
+			body, err := secretArchive(args[0], run, files)
 			if err != nil {
 				return err
 			}
@@ -87,28 +76,7 @@ device's configuration allows that (secrets_execute = "1").`,
 				return err
 			}
 			defer client.close()
-			path := apiPath("secrets", args[0])
-			if run != "" {
-				path += "?" + url.Values{"run": {run}}.Encode()
-			}
-			text, err := client.request(c.Context(), http.MethodPost, path, "application/zip", body)
-			if err != nil {
-				return err
-			}
-			var added struct {
-				Name     string `json:"name"`
-				Revision int64  `json:"revision"`
-				Size     int64  `json:"size"`
-				Files    int    `json:"files"`
-			}
-			if err := decodeAnswer(text, &added); err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), "attest.fleet.secret/v1", "secret", added)
-			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%s revision %d: %d files\n", showText(added.Name), added.Revision, added.Files)
-			return err
+			return client.addSecret(c, args[0], run, body, asJSON)
 		},
 	}
 	f := c.Flags()
@@ -117,6 +85,47 @@ device's configuration allows that (secrets_execute = "1").`,
 	f.BoolVar(&asJSON, "json", false, "print one JSON document (schema attest.fleet.secret/v1)")
 	_ = c.MarkFlagRequired("file")
 	return c
+}
+
+// secretArchive makes the archive of a secret, of files that a device would take.
+func secretArchive(name, run string, files []string) ([]byte, error) {
+	p := &payload.Payload{Name: name, Run: run}
+	for _, f := range files {
+		one, err := secretFile(f)
+		if err != nil {
+			return nil, err
+		}
+		p.Files = append(p.Files, one)
+	}
+	if err := p.Check(); err != nil {
+		return nil, err
+	}
+	return p.Zip()
+}
+
+func (c *fleetClient) addSecret(cmd *cobra.Command, name, run string, body []byte, asJSON bool) error {
+	path := apiPath("secrets", name)
+	if run != "" {
+		path += "?" + url.Values{"run": {run}}.Encode()
+	}
+	text, err := c.request(cmd.Context(), http.MethodPost, path, "application/zip", body)
+	if err != nil {
+		return err
+	}
+	var added struct {
+		Name     string `json:"name"`
+		Revision int64  `json:"revision"`
+		Size     int64  `json:"size"`
+		Files    int    `json:"files"`
+	}
+	if err := decodeAnswer(text, &added); err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), "attest.fleet.secret/v1", "secret", added)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s revision %d: %d files\n", showText(added.Name), added.Revision, added.Files)
+	return err
 }
 
 // secretFile reads what --file names.

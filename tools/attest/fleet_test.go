@@ -39,6 +39,7 @@ func TestFleet(t *testing.T) {
 						ts.Check(writeTree(ts.MkAbs("tree")))
 					},
 					"verifier": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(w.start(ts)) },
+					"letter":   func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(w.letter(args[0])) },
 					"tamper":   func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(tamper(ts, args)) },
 					"device":   func(ts *testscript.TestScript, neg bool, args []string) { ts.Check(w.device(ts, args)) },
 				},
@@ -52,6 +53,7 @@ type fleetWorld struct {
 	t         *testing.T
 	emulator  *tpmtest.Emulator
 	ca        *x509.Certificate
+	store     *store.Store
 	registrar string
 	verifier  string
 	machine   *machine
@@ -93,6 +95,7 @@ func (w *fleetWorld) start(ts *testscript.TestScript) error {
 		return err
 	}
 	w.t.Cleanup(func() { _ = st.Close() })
+	w.store = st
 	secrets, err := server.ParseSecretKeys(bytes.Repeat([]byte("0123456789abcdef"), 2))
 	if err != nil {
 		return err
@@ -140,6 +143,19 @@ func (w *fleetWorld) listen(s *server.Server, l *server.Listener, conf *tls.Conf
 	})
 	_, port, _ := bytes.Cut([]byte(l.Address), []byte("127.0.0.1:"))
 	return fmt.Sprintf("https://localhost:%s", port), nil
+}
+
+// letter NAME leaves a dead letter to the webhook of that name.
+func (w *fleetWorld) letter(name string) error {
+	ctx, now := context.Background(), time.Now()
+	if err := w.store.Enqueue(ctx, store.Notice{Target: "webhook:" + name}, now); err != nil {
+		return err
+	}
+	jobs, err := w.store.Jobs(ctx, "webhook:"+name, 1, time.Minute, now)
+	if err != nil {
+		return err
+	}
+	return w.store.Retry(ctx, jobs[0], "answer 410 Gone", time.Time{})
 }
 
 // tamper FILE OLD NEW replaces a text that has to be in a file.

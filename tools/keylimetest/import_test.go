@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -54,10 +53,7 @@ func (o *ours) imports(program string, code int, args ...string) (r imported) {
 // TestImport: the databases that Keylime's own registrar and verifier wrote move to our
 // server, and the device attests there with the keys that it has.
 func TestImport(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "attest")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../attest").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program := buildAttest(t)
 	d, other := newDevice(t), newDevice(t)
 	for _, d := range []*device{d, other} {
 		d.run("/sbin/init")
@@ -77,7 +73,7 @@ func TestImport(t *testing.T) {
 	k.verifier.stop()
 	k.registrar.stop()
 
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
 	dbs := []string{"--database", k.path("reg_data.sqlite"), "--database", k.path("cv_data.sqlite")}
 	if r := o.imports(program, 0, append(dbs, "--dry-run")...); r.Devices.Added != 2 || r.Policies.Added != 1 || r.Assigned.Added != 1 {
 		t.Errorf("dry run: %+v", r)

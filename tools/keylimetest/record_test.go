@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -92,7 +93,7 @@ func (tr *transcript) write(t *testing.T, name string, most int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		kind := e.Method + " " + u.Path
+		kind := e.Method + " " + strings.TrimRight(u.Path, "0123456789")
 		if count[kind]++; count[kind] <= most {
 			kept = append(kept, e)
 		}

@@ -32,6 +32,7 @@ import (
 type place struct {
 	*ours
 	client  tls.Certificate // by which agents know the verifier that polls
+	server  *tls.Certificate
 	token   string
 	options server.Options
 	conf    *tls.Config
@@ -43,6 +44,7 @@ func startPlace(t *testing.T) *place {
 	t.Helper()
 	p := &place{ours: &ours{keylime: &keylime{t: t, dir: t.TempDir(), ports: map[string]int{"registrar": 0, "verifier": 0}}}}
 	ca, pair := p.issue()
+	p.server = pair
 	p.conf = server.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair, nil })
 	var err error
 	if p.client, err = tls.LoadX509KeyPair(p.path("cv_ca/client-cert.crt"), p.path("cv_ca/client-private.pem")); err != nil {
@@ -55,7 +57,7 @@ func startPlace(t *testing.T) *place {
 		Limits: server.Limits{RequestsIP: 100_000, RequestsDevice: 100_000}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Pull: server.Pull{Certificate: func() *tls.Certificate { return &p.client }, RevocationKey: p.client.PrivateKey.(crypto.Signer),
 			Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}
-	p.start(nil)
+	p.start()
 	t.Cleanup(func() { p.end() })
 	if p.token, _, err = server.AddToken(t.Context(), p.store, "test", server.Admin, 0, "test", time.Now()); err != nil {
 		t.Fatal(err)
@@ -63,8 +65,8 @@ func startPlace(t *testing.T) *place {
 	return p
 }
 
-// start listens at the ports of the last start. wrap may look at what is said.
-func (p *place) start(wrap func(http.Handler) http.Handler) {
+// start listens at the ports of the last start.
+func (p *place) start() {
 	p.t.Helper()
 	st, err := store.Open(p.t.Context(), p.path("attest.db"))
 	if err != nil {
@@ -75,15 +77,12 @@ func (p *place) start(wrap func(http.Handler) http.Handler) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if wrap == nil {
-		wrap = func(h http.Handler) http.Handler { return h }
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{}, 3)
 	go func() { s.Run(ctx); ended <- struct{}{} }()
 	var listeners []*server.Listener
 	for name, h := range map[string]http.Handler{"registrar": s.Registrar(), "verifier": s.Verifier()} {
-		l := &server.Listener{Address: fmt.Sprintf("127.0.0.1:%d", p.ports[name]), Handler: wrap(h), TLS: p.conf}
+		l := &server.Listener{Address: fmt.Sprintf("127.0.0.1:%d", p.ports[name]), Handler: h, TLS: p.conf}
 		if err := l.Open(p.t.Context(), s.Limits, s.Log); err != nil {
 			p.t.Fatal(err)
 		}
@@ -132,6 +131,7 @@ func (p *place) api(method, path string, body any, want int) []byte {
 // seen is a device as operators see it.
 type seen struct {
 	ID      string
+	State   string
 	Model   string
 	Poll    server.PollView
 	Verdict struct {
@@ -183,15 +183,24 @@ func (p *place) allow(paths ...string) {
 // rust is an agent of rust-keylime on a device.
 type rust struct {
 	*device
-	home string
-	env  []string
-	ek   string // its id: the hash of the EK
+	home      string
+	env       []string
+	registrar string // HOST:PORT
+	verifier  string
+	record    *transcript // nil: none is kept
 }
 
-// newRust makes the settings of an agent that trusts p.
-func newRust(t *testing.T, p *place, d *device) *rust {
+// newRust makes the settings of an agent that trusts p. If transcripts are to be written, what
+// both say goes to testdata.
+func newRust(t *testing.T, p *place, d *device, record string) *rust {
 	t.Helper()
-	a := &rust{device: d, home: filepath.Join(d.dir, "keylime")}
+	a := &rust{device: d, home: filepath.Join(d.dir, "keylime"), registrar: fmt.Sprintf("127.0.0.1:%d", p.ports["registrar"]), verifier: fmt.Sprintf("127.0.0.1:%d", p.ports["verifier"])}
+	if recording() && record != "" {
+		a.record = &transcript{Keylime: "rust-keylime", ID: d.ekHash("rsa2048")}
+		a.registrar = a.record.pass(t, *p.server, tls.Certificate{}, a.registrar)
+		a.verifier = a.record.pass(t, *p.server, tls.Certificate{}, a.verifier)
+		t.Cleanup(func() { a.record.write(t, record, 2) })
+	}
 	if err := os.Mkdir(a.home, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -199,16 +208,17 @@ func newRust(t *testing.T, p *place, d *device) *rust {
 	t.Cleanup(func() { _ = syscall.Unmount(filepath.Join(a.home, "secure"), syscall.MNT_DETACH) })
 	ca := p.path("cv_ca/cacert.crt")
 	host, port, _ := net.SplitHostPort(d.listen)
+	_, registrar, _ := net.SplitHostPort(a.registrar)
 	settings := map[string]string{"uuid": "hash_ek", "ip": host, "contact_ip": host, "registrar_ip": "127.0.0.1", "keylime_dir": a.home,
-		"registrar_tls_ca_cert": ca, "trusted_client_ca": ca, "verifier_url": p.verifierURL(), "verifier_tls_ca_cert": ca, "revocation_cert": p.path("cv_ca/client-cert.crt"),
+		"registrar_tls_ca_cert": ca, "trusted_client_ca": ca, "verifier_url": "https://" + a.verifier, "verifier_tls_ca_cert": ca, "revocation_cert": p.path("cv_ca/client-cert.crt"),
 		"run_as": "", "ima_ml_path": d.ascii, "measuredboot_ml_path": filepath.Join(d.dir, "none"), "payload_script": "autorun.sh"}
 	text := "[agent]\n"
 	for name, value := range settings {
 		text += fmt.Sprintf("%s = %q\n", name, value)
 	}
-	text += fmt.Sprintf("port = %s\ncontact_port = %s\nregistrar_port = %d\nregistrar_tls_enabled = true\nenable_agent_mtls = true\n"+
+	text += fmt.Sprintf("port = %s\ncontact_port = %s\nregistrar_port = %s\nregistrar_tls_enabled = true\nenable_agent_mtls = true\n"+
 		"attestation_interval_seconds = 2\nexponential_backoff_initial_delay = 500\nexponential_backoff_max_retries = 100\nexponential_backoff_max_delay = 1000\n",
-		port, port, p.ports["registrar"])
+		port, port, registrar)
 	config := filepath.Join(d.dir, "agent.conf")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -225,6 +235,19 @@ func (a *rust) launch(name string, env ...string) *program {
 	return launch(a.t, name, cmd)
 }
 
+// contact is where the running pull agent is to be polled.
+func (a *rust) contact(p *place) string {
+	a.t.Helper()
+	if a.record == nil {
+		return a.listen
+	}
+	own, err := tls.LoadX509KeyPair(filepath.Join(a.home, "server-cert.crt"), filepath.Join(a.home, "server-private.pem"))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.record.pass(a.t, own, p.client, a.listen)
+}
+
 // launchPull starts the pull agent. To a registrar it speaks HTTP without TLS only, whatever
 // registrar_tls_enabled says (0.2.9), and ours takes none: a forwarder stands between them,
 // as stunnel would on a device.
@@ -236,7 +259,7 @@ func (a *rust) launchPull(p *place) *program {
 	}
 	a.t.Cleanup(func() { l.Close() })
 	go accept(l, func(conn net.Conn) {
-		to, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", p.ports["registrar"]), &tls.Config{RootCAs: p.pool(), ServerName: "127.0.0.1"})
+		to, err := tls.Dial("tcp", a.registrar, &tls.Config{RootCAs: p.pool(), ServerName: "127.0.0.1"})
 		if err != nil {
 			return
 		}
@@ -309,16 +332,15 @@ func (p *place) pool() *x509.CertPool {
 	return pool
 }
 
-// ekHash is what an agent calls itself with uuid = "hash_ek": the hash of the EK of the
-// template that rust-keylime makes.
-func (d *device) ekHash() string {
+// ekHash is what an agent calls itself with uuid = "hash_ek": the hash of the EK of a template.
+func (d *device) ekHash(template string) string {
 	d.t.Helper()
 	dev, err := tpm.Open(d.tpm.Address)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer dev.Close()
-	made, err := dev.EK("rsa2048")
+	made, err := dev.EK(template)
 	if err != nil {
 		d.t.Fatal(err)
 	}

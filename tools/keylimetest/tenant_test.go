@@ -28,13 +28,14 @@ import (
 type ours struct {
 	*keylime // the tenant's folder and settings; its servers do not run
 	store    *store.Store
+	said     tenantTranscript
 }
 
 // startOurs starts our server in the place of Keylime's. The tenant's files lie where those
 // of its own CA would.
-func startOurs(t *testing.T) *ours {
+func startOurs(t *testing.T, change ...func(*server.Options)) *ours {
 	t.Helper()
-	k := &keylime{t: t, bin: filepath.Join(installed(t, "python"), "bin"), dir: t.TempDir(), ports: map[string]int{}}
+	k := &keylime{t: t, dir: t.TempDir(), ports: map[string]int{}}
 	o := &ours{keylime: k}
 	ca, pair := o.issue()
 	url := k.path("attest.db")
@@ -46,14 +47,18 @@ func startOurs(t *testing.T) *ours {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = o.store.Close() })
-	s, err := server.New(server.Options{Store: o.store, TOFU: true, TenantCA: []*x509.Certificate{ca}, Interval: time.Second, Grace: 60,
-		Limits: server.Limits{RequestsIP: 100_000, RequestsDevice: 100_000}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	options := server.Options{Store: o.store, TOFU: true, TenantCA: []*x509.Certificate{ca}, Interval: time.Second, Grace: 60,
+		Limits: server.Limits{RequestsIP: 100_000, RequestsDevice: 100_000}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	for _, f := range change {
+		f(&options)
+	}
+	s, err := server.New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conf := server.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair, nil })
 	for name, h := range map[string]http.Handler{"registrar_tls": s.Registrar(), "verifier": s.Verifier()} {
-		l := &server.Listener{Address: "127.0.0.1:0", Handler: h, TLS: conf}
+		l := &server.Listener{Address: "127.0.0.1:0", Handler: o.said.listen(name, h), TLS: conf}
 		if err := l.Open(t.Context(), s.Limits, s.Log); err != nil {
 			t.Fatal(err)
 		}
@@ -74,6 +79,13 @@ func startOurs(t *testing.T) *ours {
 		k.ports[name] = at.Port
 	}
 	k.configure("push")
+	return o
+}
+
+// withTenant says where keylime_tenant is; without it the test is skipped.
+func (o *ours) withTenant() *ours {
+	o.t.Helper()
+	o.bin = filepath.Join(installed(o.t, "python"), "bin")
 	return o
 }
 
@@ -172,7 +184,8 @@ func (o *ours) refused(want string, args ...string) {
 
 // TestTenantPush: keylime_tenant before our registrar and verifier, with our agent.
 func TestTenantPush(t *testing.T) {
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
+	defer o.said.write(t, "tenant.json")
 	d := newDevice(t)
 	d.run("/sbin/init")
 	agent := launch(t, "attest-agent", d.agent("run", append(o.flags(), "--verifier-url", o.verifierURL())...))
@@ -214,11 +227,13 @@ func TestTenantPush(t *testing.T) {
 
 // TestTenantPolicies: named policies, of both sorts, and what is refused.
 func TestTenantPolicies(t *testing.T) {
-	o := startOurs(t)
+	o := startOurs(t).withTenant()
+	defer o.said.write(t, "tenant-policies.json")
 	d := newDevice(t)
 	d.run("/sbin/init")
 	launch(t, "attest-agent", d.agent("run", append(o.flags(), "--verifier-url", o.verifierURL())...)).await("enrolled ")
 	id := d.id()
+	o.mustTenant("-c", "regstatus", "-u", id)
 	v1, v2 := o.runtime("v1.json", "/sbin/init"), o.runtime("v2.json", "/sbin/init", "/bin/sh")
 	o.says([]string{"201"}, "-c", "addruntimepolicy", "--runtime-policy", v1, "--runtime-policy-name", "image")
 	o.refused("exists", "-c", "addruntimepolicy", "--runtime-policy", v1, "--runtime-policy-name", "image")
@@ -243,6 +258,21 @@ func TestTenantPolicies(t *testing.T) {
 	until(t, "the device to fail for its PCR 7", func() bool { return o.status(id).LastEvent == "pcr_validation.invalid_pcr_7" })
 	o.mustTenant("-c", "delete", "-u", id)
 
+	boot := o.write("boot.json", refstate("/vmlinuz ro"))
+	o.says([]string{"201"}, "-c", "addmbpolicy", "--mb-policy", boot, "--mb-policy-name", "grub")
+	o.refused("exists", "-c", "addmbpolicy", "--mb-policy", boot, "--mb-policy-name", "grub")
+	o.refused("allows any command line", "-c", "updatembpolicy", "--mb-policy", o.write("any.json", refstate(".*")), "--mb-policy-name", "grub")
+	o.says([]string{"201"}, "-c", "updatembpolicy", "--mb-policy", o.write("quiet.json", refstate("/vmlinuz quiet")), "--mb-policy-name", "grub")
+	o.says([]string{"'mbpolicy names': ['grub']"}, "-c", "listmbpolicy")
+	o.says([]string{"/vmlinuz quiet", "'name': 'grub'"}, "-c", "showmbpolicy", "--mb-policy-name", "grub")
+	o.says([]string{"added to", `"has_mb_refstate": 1`}, "-c", "add", "--push-model", "-u", id, "--runtime-policy", v2, "--mb-policy-name", "grub")
+	// The device has no firmware log, so that nothing is known of its boot.
+	until(t, "the device to lack a firmware log", func() bool { return o.status(id).Count > 0 && o.status(id).Attestation == "PENDING" })
+	o.refused("still assigned", "-c", "deletembpolicy", "--mb-policy-name", "grub")
+	o.mustTenant("-c", "delete", "-u", id)
+	o.mustTenant("-c", "deletembpolicy", "--mb-policy-name", "grub")
+	o.says([]string{"'mbpolicy names': []"}, "-c", "listmbpolicy")
+
 	for _, bad := range []struct {
 		why  string
 		args []string
@@ -257,6 +287,17 @@ func TestTenantPolicies(t *testing.T) {
 	}
 	o.says([]string{"added to"}, "-c", "add", "--push-model", "-u", id) // watched, never green
 	until(t, "an attestation without a policy", func() bool { return o.status(id).Count > 0 && o.status(id).Attestation == "PENDING" })
+}
+
+// refstate is a measured boot policy of a made-up boot.
+func refstate(cmdline string) map[string]any {
+	sum := "0x" + strings.Repeat("11", 32)
+	one := map[string]any{"sha256": sum}
+	keys := []any{map[string]any{"SignatureOwner": "77fa9abd-0359-4d32-bd60-28f4e78f784b", "SignatureData": "0x30"}}
+	return map[string]any{"has_secureboot": true, "scrtm_and_bios": []any{map[string]any{"scrtm": one, "platform_firmware": []any{one}}},
+		"pk": keys, "kek": keys, "db": keys, "dbx": []any{}, "vendor_db": []any{}, "mokdig": []any{}, "mokxdig": []any{},
+		"kernels": []any{map[string]any{"shim_authcode_sha256": sum, "grub_authcode_sha256": sum, "kernel_authcode_sha256": sum,
+			"initrd_plain_sha256": sum, "kernel_cmdline": cmdline}}}
 }
 
 // changed is the policy of a file with another member.

@@ -389,6 +389,18 @@ func TestRefstateKeylime(t *testing.T) {
 	if len(lines) != len(cases) {
 		t.Fatalf("%d verdicts of %d cases: %s", len(lines), len(cases), text)
 	}
+	made := filepath.Join(dir, "made")
+	cmd = exec.Command(filepath.Join(strings.TrimSpace(string(out)), "bin", "keylime-policy"), "create", "measured-boot", "-e", filepath.Join(dir, "000.log"), "-o", made)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("keylime-policy: %v: %s", err, text)
+	}
+	ref, err := os.ReadFile(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := parseRefstate(ref); err != nil || len(r.misfits(grubBoot(t).Events)) > 0 {
+		t.Errorf("what keylime-policy makes of a boot does not fit it: %v %s", err, ref)
+	}
 	same := 0
 	for i, line := range lines {
 		var v [2]string

@@ -7,6 +7,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 
@@ -427,4 +430,39 @@ func FuzzSecretKey(f *testing.F) {
 			t.Errorf("taken with attributes %#x", attributes(in))
 		}
 	})
+}
+
+// TestSecretVectors opens what another implementation of HPKE encrypted, see secret-pyhpke.py.
+func TestSecretVectors(t *testing.T) {
+	var vectors []struct {
+		Private, Plaintext, Sealed string
+		KeyName                    string `json:"key_name"`
+		Device, Name, Run          string
+		Reset, Restart             uint32
+		Revision                   int64
+	}
+	text, err := os.ReadFile("testdata/secret-pyhpke.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &vectors); err != nil || len(vectors) == 0 {
+		t.Fatal(len(vectors), err)
+	}
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, v := range vectors {
+		key, err := ecdh.P256().NewPrivateKey(unhex(v.Private))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := SecretContext{Device: v.Device, ResetCount: v.Reset, RestartCount: v.Restart, Name: v.Name, Revision: v.Revision, Run: v.Run}
+		if got, err := OpenSecret(key, unhex(v.KeyName), c, unhex(v.Sealed)); err != nil || hex.EncodeToString(got) != v.Plaintext {
+			t.Errorf("%.40s: %x, %v", v.Name, got, err)
+		}
+	}
 }

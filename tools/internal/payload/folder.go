@@ -43,6 +43,27 @@ func MakeFolder(name string, uid, gid int) error {
 	return nil
 }
 
+// InMemory says whether the folder at name is on tmpfs or ramfs, or would be if it were made.
+func InMemory(name string) bool {
+	for {
+		var disk unix.Statfs_t
+		err := unix.Statfs(name, &disk)
+		if err == nil {
+			return inMemory(&disk)
+		}
+		above := filepath.Dir(name)
+		if !errors.Is(err, fs.ErrNotExist) || above == name {
+			return false
+		}
+		name = above
+	}
+}
+
+func inMemory(disk *unix.Statfs_t) bool {
+	magic := uint32(disk.Type) // signed on 32 bits
+	return magic == unix.TMPFS_MAGIC || magic == unix.RAMFS_MAGIC
+}
+
 func openDir(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
@@ -59,7 +80,7 @@ func OpenFolder(name string) (*Folder, error) {
 	if err := unix.Fstatfs(int(dir.Fd()), &disk); err != nil {
 		return nil, fmt.Errorf("open payload folder %s: %w", name, err)
 	}
-	if disk.Type != unix.TMPFS_MAGIC && disk.Type != unix.RAMFS_MAGIC {
+	if !inMemory(&disk) {
 		return nil, fmt.Errorf("open payload folder %s: %w: mount one there, or name a folder in /run", name, ErrNotMemory)
 	}
 	var at unix.Stat_t

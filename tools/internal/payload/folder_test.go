@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inMemory makes a folder on a tmpfs.
-func inMemory(t *testing.T) string {
+// tmpfs makes a folder on a tmpfs.
+func tmpfs(t *testing.T) string {
 	t.Helper()
 	var disk unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &disk); err != nil || disk.Type != unix.TMPFS_MAGIC {
@@ -32,7 +32,7 @@ func inMemory(t *testing.T) string {
 
 func open(t *testing.T) *Folder {
 	t.Helper()
-	f, err := OpenFolder(inMemory(t))
+	f, err := OpenFolder(tmpfs(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,10 @@ func TestOpenFolderRefused(t *testing.T) {
 	} else if _, err := OpenFolder(disk); !errors.Is(err, ErrNotMemory) {
 		t.Errorf("a disk: %v", err)
 	}
-	dir := inMemory(t)
+	dir := tmpfs(t)
+	if !InMemory(dir) || !InMemory(dir+"/not/there") || InMemory("/proc") || at.Type != unix.TMPFS_MAGIC && InMemory(disk+"/none") {
+		t.Error("what is in memory is not told from what is not")
+	}
 	link := dir + "/link"
 	if err := errors.Join(os.Mkdir(dir+"/real", 0o700), os.Symlink("real", link), os.WriteFile(dir+"/file", nil, 0o700)); err != nil {
 		t.Fatal(err)
@@ -227,7 +230,7 @@ func TestUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: the folder of another user is not tested")
 	}
-	above := inMemory(t)
+	above := tmpfs(t)
 	dir := above + "/agent/secrets"
 	if err := errors.Join(os.Chmod(above, 0o755), MakeFolder(dir, user, user)); err != nil {
 		t.Fatal(err)

@@ -81,14 +81,19 @@ func (s *Server) decideOnce(c *call, st *store.State, p *pending, collected *evi
 		}
 		defer leave()
 	}
-	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: p.Asked, Collected: *collected, Known: k.State,
-		Terms: p.Terms, Policies: compared(st.Policies), Appraised: st.Appraise}
+	b := bundleOf(c, st, p, collected, k)
 	j := s.weigh(c.Context(), st, b)
 	out := &outcome{index: st.Pending.Index, system: p.Asked.System, status: j.status}
 	if j.whole {
 		return s.askWhole(c, st, out, j)
 	}
 	return out, s.keep(c, st, b, k, j, out)
+}
+
+// bundleOf is all that a verdict depends on, as it is kept.
+func bundleOf(c *call, st *store.State, p *pending, collected *evidence.Collected, k known) *evidence.Bundle {
+	return &evidence.Bundle{Schema: evidence.SchemaBundle, Device: st.Device, At: c.now.UTC(), AK: st.AK.Public, Asked: p.Asked, Collected: *collected, Known: k.State,
+		Terms: p.Terms, Policies: compared(st.Policies), Appraised: st.Appraise}
 }
 
 // compared names the policies of a device as its evidence keeps them.

@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -302,7 +303,7 @@ func (s *Server) runtimeFor(c *call, m *tenantAdd, change *store.TenantChange) (
 	if body == nil {
 		return nil, nil
 	}
-	put := store.TenantPolicy{Name: a.Runtime, Kind: schemaPolicy, Bodies: [][]byte{body}, New: true}
+	put := store.TenantPolicy{Name: a.Runtime, Kind: release.Schema, Bodies: [][]byte{body}, New: true}
 	if put.Name == "" {
 		put.Name, put.Kind, put.New, put.Derived = a.Device, kindTenant, false, true
 		a.Runtime = a.Device

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
@@ -25,7 +26,7 @@ import (
 // derived anew whenever one of its parts changes.
 
 // kindTenant is the kind of policies that are a device's alone, or derived.
-const kindTenant = schemaPolicy + " of a tenant"
+const kindTenant = release.Schema + " of a tenant"
 
 // allowlist is the body of POST and PUT allowlists/NAME.
 type allowlist struct {
@@ -61,7 +62,7 @@ func (s *Server) tenantShowPolicy(c *call) error {
 	if err != nil {
 		return err
 	}
-	newest, err := parsePolicy(docs[0])
+	newest, err := release.Parse(docs[0])
 	if err != nil {
 		return err
 	}
@@ -110,14 +111,16 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 		return fail(http.StatusBadRequest, "name", "%s names a policy that is derived", name)
 	}
 	err = s.retried(c, func(epoch int64) error {
-		if _, err := s.activeBodies(c.Context(), name); !fresh && err != nil {
-			return err
+		if !fresh {
+			if err := s.plainRuntime(c, name); err != nil {
+				return err
+			}
 		}
 		derived, err := s.derivedFrom(c, name, [][]byte{body})
 		if err != nil {
 			return err
 		}
-		put := store.TenantPolicy{Name: name, Kind: schemaPolicy, Bodies: [][]byte{body}, New: fresh}
+		put := store.TenantPolicy{Name: name, Kind: release.Schema, Bodies: [][]byte{body}, New: fresh}
 		return s.Store.ChangeByTenant(c.Context(), store.TenantChange{Epoch: epoch, Policies: append([]store.TenantPolicy{put}, derived...)}, c.who.name, c.now)
 	})
 	if err != nil {
@@ -126,8 +129,30 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 	return c.tenant(http.StatusCreated, struct{}{})
 }
 
+// plainRuntime refuses a policy that says more than a tenant can: its manifests and rules
+// are the operators', and not for a tenant to replace.
+func (s *Server) plainRuntime(c *call, name string) error {
+	bodies, err := s.activeBodies(c.Context(), name)
+	if err != nil {
+		return err
+	}
+	for _, body := range bodies {
+		d, err := release.Parse(body)
+		if err != nil {
+			return err
+		}
+		if len(d.Manifests) > 0 || d.Rules != "" || len(d.MB) > 0 || len(d.Runtime) == 0 {
+			return fail(http.StatusForbidden, "policy", "policy %s has manifests or rules: only operators change it, with attest fleet policy", name)
+		}
+	}
+	return nil
+}
+
 func (s *Server) tenantDeletePolicy(c *call) error {
 	if err := c.tenantCall(); err != nil {
+		return err
+	}
+	if err := s.plainRuntime(c, c.PathValue("name")); err != nil {
 		return err
 	}
 	if err := s.Store.DeletePolicy(c.Context(), c.PathValue("name"), c.who.name, c.now); err != nil {
@@ -244,7 +269,7 @@ func (s *Server) rederive(c *call, name string) error {
 
 // composed adds a measured boot policy and pins of PCRs to the body of a policy.
 func composed(body, mb []byte, tpm string) ([]byte, error) {
-	d, err := parsePolicy(body)
+	d, err := release.Parse(body)
 	if err != nil {
 		return nil, fail(http.StatusBadRequest, "policy", "read policy: %v", err)
 	}

@@ -287,7 +287,7 @@ func (s *Server) dropNotice(c *call) error {
 
 func (c *call) settled(err error) error {
 	if errors.Is(err, store.ErrConflict) {
-		return fail(http.StatusNotFound, "not_found", "there is no such notice, or it was not given up")
+		return fail(http.StatusNotFound, "no_notice", "there is no such notice, or it was not given up")
 	}
 	if err == nil {
 		c.w.WriteHeader(http.StatusNoContent)

@@ -326,6 +326,24 @@ func TestWebhookOther(t *testing.T) {
 	}
 }
 
+// TestNoVerifier: when the verifier was away for an hour, all devices are late, and it is
+// not their fault.
+func TestNoVerifier(t *testing.T) {
+	w, _ := withHook(t, 1)
+	m := w.enrolled(tpmtest.Start(t))
+	w.clock.pass(time.Hour)
+	w.expect(m.id, store.Overdue, "")
+	began := w.clock.Now()
+	for _, row := range []struct {
+		after time.Duration
+		told  int
+	}{{0, 0}, {w.s.due(), 0}, {time.Second, 1}, {time.Hour, 0}} {
+		w.clock.pass(row.after)
+		w.s.sweepSince(t.Context(), began)
+		w.deliver(row.told)
+	}
+}
+
 // TestDeadLetters: what is given up is seen, and can be sent again or dropped.
 func TestDeadLetters(t *testing.T) {
 	w, hooks := withHook(t, 1)

@@ -38,10 +38,12 @@ type Pull struct {
 }
 
 const (
-	pollTime  = 90 * time.Second // for one poll, at most
-	pollLease = 4 * time.Minute  // after which another replica polls: more than a poll and its writing take
-	pollPause = time.Second      // between looking for devices whose turn it is
-	maxPause  = 5 * time.Minute  // between tries to reach an agent, unless the interval is longer
+	pollTime = 50 * time.Second // for one poll, at most
+	// After pollLease another replica polls: that is more than a poll and its writing take,
+	// and so little that nothing is overdue because one was killed.
+	pollLease = 75 * time.Second
+	pollPause = time.Second     // between looking for devices whose turn it is
+	maxPause  = 5 * time.Minute // between tries to reach an agent, unless the interval is longer
 )
 
 // pullSettings are those of a device that is to be polled, if it can be. contact is
@@ -199,15 +201,15 @@ func (s *Server) attestPolled(ctx context.Context, agent *pullAgent, device stri
 	if err != nil {
 		return nil, err
 	}
-	asked, q, err := s.askPolled(ctx, st, now)
+	p, q, err := s.askPolled(ctx, st, now)
 	if err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(pending{Asked: *asked})
+	body, err := json.Marshal(p)
 	if err != nil {
 		return nil, err
 	}
-	index, err := s.Store.Negotiate(ctx, device, body, asked.Expires)
+	index, err := s.Store.Negotiate(ctx, device, body, p.Asked.Expires)
 	if err != nil {
 		return nil, err
 	}
@@ -215,24 +217,24 @@ func (s *Server) attestPolled(ctx context.Context, agent *pullAgent, device stri
 	if err != nil {
 		return nil, err
 	}
-	answered, collected, err := answer.Collected(*asked)
-	if err != nil {
+	var collected *evidence.Collected
+	if p.Asked, collected, err = answer.Collected(p.Asked); err != nil {
 		return nil, err
 	}
 	began := time.Now()
 	for try := 0; ; try++ {
-		p, err := s.decidePolled(ctx, device, index, answered, *collected, answer.Key)
+		done, err := s.decidePolled(ctx, device, index, p, collected, answer.Key)
 		if !errors.Is(err, store.ErrConflict) || try == maxRetries {
 			if err == nil {
-				s.metrics.attestation(string(p.status), time.Since(began))
+				s.metrics.attestation(string(done.status), time.Since(began))
 			}
-			return p, err
+			return done, err
 		}
 	}
 }
 
 // askPolled chooses what to ask for. The quote is of the one bank that the agent signs with.
-func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) (*evidence.Requests, *evidence.QuoteRequest, error) {
+func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) (*pending, *evidence.QuoteRequest, error) {
 	ak, err := s.aks.parse(st.AK.Public)
 	if err != nil {
 		return nil, nil, err
@@ -241,17 +243,19 @@ func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) 
 	if err != nil {
 		s.Log.Error("compile policy", "device", st.Device, "error", err)
 	}
+	log := evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeIMA, Parameters: evidence.Parameters{Format: evidence.FormatText}}
+	can := &evidence.Capabilities{Supported: []evidence.Supported{{Class: log.Class, Type: log.Type}, {Class: evidence.ClassCertification, Type: evidence.TypeQuote,
+		Capabilities: evidence.Capability{AvailablePC: map[string][]int{ak.Hash(): {evidence.KeyPCR}}}}}}
 	var pcrs []int
-	for _, of := range ref.selection() {
+	for _, of := range ref.selection(can) {
 		pcrs = append(pcrs, of...)
 	}
 	q := &evidence.QuoteRequest{Nonce: crand.Text(), WithKey: true, PCRs: slices.Compact(slices.Sorted(slices.Values(pcrs)))}
-	log := evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeIMA, Parameters: evidence.Parameters{Format: evidence.FormatText}}
-	asked := &evidence.Requests{Stage: "awaiting_evidence", Received: now.UTC(), Expires: now.Add(s.ChallengeLifetime).UTC()}
+	p := &pending{Terms: ref.terms(), Asked: evidence.Requests{Stage: "awaiting_evidence", Received: now.UTC(), Expires: now.Add(s.ChallengeLifetime).UTC()}}
+	asked := &p.Asked
 	asked.Requested = []evidence.Request{{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Parameters: evidence.Parameters{
 		Challenge: []byte(q.Nonce), Scheme: ak.Scheme(), Hash: ak.Hash(), Selected: map[string][]int{ak.Hash(): q.WithKeyPCR()}}}}
-	can := &evidence.Capabilities{Supported: []evidence.Supported{{Class: log.Class, Type: log.Type}}}
-	if q.Offset, err = s.offset(ctx, st, asked, ak, can, ref); err != nil {
+	if q.Offset, err = s.offset(ctx, st, asked.Expected(ak, p.Terms), can, ref); err != nil {
 		return nil, nil, err
 	}
 	log.Parameters.Offset = &q.Offset
@@ -260,11 +264,11 @@ func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) 
 		asked.Requested = append(asked.Requested, evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeFirmware,
 			Parameters: evidence.Parameters{Offset: new(int), Format: evidence.FormatBinary}})
 	}
-	return asked, q, nil
+	return p, q, nil
 }
 
 // decidePolled judges an answer and stores what came of it, which uses the nonce up.
-func (s *Server) decidePolled(ctx context.Context, device string, index int64, asked evidence.Requests, collected evidence.Collected, key string) (*polled, error) {
+func (s *Server) decidePolled(ctx context.Context, device string, index int64, p *pending, collected *evidence.Collected, key string) (*polled, error) {
 	c := &call{Request: new(http.Request).WithContext(ctx), now: s.Now()}
 	st, err := s.Store.State(ctx, device, c.now)
 	if err != nil {
@@ -277,14 +281,14 @@ func (s *Server) decidePolled(ctx context.Context, device string, index int64, a
 	if err != nil {
 		return nil, err
 	}
-	if asked.Whole() {
+	if p.Asked.Whole() {
 		leave, err := s.enterReplay(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer leave()
 	}
-	b := &evidence.Bundle{Schema: evidence.SchemaBundle, Device: device, At: c.now.UTC(), AK: st.AK.Public, Asked: asked, Collected: collected, Known: k.State}
+	b := bundleOf(c, st, p, collected, k)
 	j := s.weigh(ctx, st, b)
 	if j.claims != nil {
 		if err := j.claims.CheckShareKey(key); err != nil {

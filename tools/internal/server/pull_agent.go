@@ -65,7 +65,7 @@ func (s *Server) contactOf(c store.PullClaim) (*pullAgent, error) {
 		DialContext:            (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    10 * time.Second,
-		ResponseHeaderTimeout:  60 * time.Second, // a slow TPM signs, and others wait for it
+		ResponseHeaderTimeout:  30 * time.Second, // a slow TPM signs, and others wait for it
 		MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
 	}
 	return &pullAgent{base: "https://" + to.String(), version: c.Version, http: &http.Client{Transport: transport,

@@ -173,11 +173,7 @@ func (s *Server) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-sweep.C:
-			// A device may be late because there was no verifier to come to: nobody is
-			// told before each had the time to come back.
-			if len(s.told) == 0 || s.Now().Sub(began) > s.due() {
-				s.sweep(ctx)
-			}
+			s.sweepSince(ctx, began)
 		case <-prune.C:
 			s.prune(ctx)
 		}
@@ -185,6 +181,14 @@ func (s *Server) Run(ctx context.Context) {
 }
 
 const batch = 1000 // rows of one transaction
+
+// sweepSince is sweep of a server that has run for a while. A device may be late because
+// there was no verifier to come to: nobody is told before each had the time to come back.
+func (s *Server) sweepSince(ctx context.Context, began time.Time) {
+	if len(s.told) == 0 || s.Now().Sub(began) > s.due() {
+		s.sweep(ctx)
+	}
+}
 
 func (s *Server) sweep(ctx context.Context) {
 	for ctx.Err() == nil {

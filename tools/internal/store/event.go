@@ -17,7 +17,7 @@ import (
 type Event struct {
 	Seq      int64 // 1, 2, 3 ... without gaps
 	At       time.Time
-	Kind     string // verdict, overdue, device-*, policy-*, token-*, or the caller's, see Note
+	Kind     string // verdict, overdue, device-*, policy-*, secret-*, token-*, or the caller's, see Note
 	Device   string // may be empty
 	Actor    string // who did it; empty if it was no operator
 	Status   Status // the verdict that came of it; empty if none did

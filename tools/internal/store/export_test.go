@@ -33,6 +33,8 @@ func Hot(s *Store) map[string][]any {
 		sqlBody:           {b},
 		sqlDevice:         {int64(1), "d"},
 		sqlSecretRefs:     {"d"},
+		sqlTurns:          {int64(1), int64(10)},
+		sqlEndClaim:       {"d", int64(1), int64(1), "2.2", "", int64(0)},
 		sqlPrune + ")":    {int64(1), int64(1), int64(10)},
 		sqlNewSession:     {"s", "d", b, int64(1), int64(1)},
 		sqlEvictChallenge: {"d", "s", int64(100), int64(15)},

@@ -38,7 +38,7 @@ func (s *Store) Import(ctx context.Context, d Imported, actor string, now time.T
 }
 
 func (t *tx) importDevice(d Imported, labels, actor string, now time.Time) (added bool, err error) {
-	if err := t.mayBe(d.Device, d.Identity); err != nil {
+	if _, err := t.mayBe(d.Device, d.Identity); err != nil {
 		return false, err
 	}
 	var state string

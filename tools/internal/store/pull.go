@@ -148,11 +148,15 @@ func (s *Store) Pulls(ctx context.Context, after string, limit int) ([]Pull, err
 }
 
 const (
-	sqlClaimPulls = `UPDATE pull SET claim = claim + 1, next_at = $3 WHERE device IN (
-		SELECT device FROM pull p WHERE next_at <= $1
-		AND EXISTS (SELECT 1 FROM device d WHERE d.id = p.device AND d.state = 'active' AND d.attest = 1) ORDER BY next_at LIMIT $2`
+	sqlClaimPulls = `UPDATE pull SET claim = claim + 1, next_at = $3 WHERE device IN (` + sqlTurns
 	// The lock of PostgreSQL stands between the two.
+	sqlTurns = `SELECT device FROM pull p WHERE next_at <= $1
+	AND EXISTS (SELECT 1 FROM device d WHERE d.id = p.device AND d.state = 'active' AND d.attest = 1) ORDER BY next_at LIMIT $2`
 	sqlClaimedPulls = `) RETURNING device, contact, version, share, handed, next_at, failures, error, claim`
+	sqlEndClaim     = `UPDATE pull SET next_at = $3, version = $4, error = $5, failures = CASE WHEN $5 = '' THEN 0 ELSE failures + 1 END,
+	handed = CASE WHEN CAST($6 AS BIGINT) = 0 THEN handed ELSE $6 END,
+	share = CASE WHEN CAST($6 AS BIGINT) = 0 THEN share ELSE NULL END
+	WHERE device = $1 AND claim = $2`
 )
 
 // ClaimPulls gives out at most limit devices whose turn it is: those that are active and
@@ -192,10 +196,7 @@ func (s *Store) EndClaim(ctx context.Context, c PullClaim, r PullResult, now tim
 		return fmt.Errorf("end poll of device %s: %w", c.Device, err)
 	}
 	err := s.write(ctx, c.Device, func(t *tx) error {
-		n, err := t.exec(`UPDATE pull SET next_at = $3, version = $4, error = $5, failures = CASE WHEN $5 = '' THEN 0 ELSE failures + 1 END,
-			handed = CASE WHEN CAST($6 AS BIGINT) = 0 THEN handed ELSE $6 END,
-			share = CASE WHEN CAST($6 AS BIGINT) = 0 THEN share ELSE NULL END
-			WHERE device = $1 AND claim = $2`, c.Device, c.claim, micros(r.Next), r.Version, r.Error, truth(r.Handed)*micros(now))
+		n, err := t.exec(sqlEndClaim, c.Device, c.claim, micros(r.Next), r.Version, r.Error, truth(r.Handed)*micros(now))
 		if err != nil {
 			return err
 		}
