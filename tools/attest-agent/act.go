@@ -41,6 +41,7 @@ type actions struct {
 	in         *invocation
 	failed     int             // programs
 	stuck      map[string]bool // names that cannot be taken away
+	limit      time.Duration   // of one program
 }
 
 // actionsState is what was done. A notice counts once, whoever brings it again.
@@ -115,7 +116,7 @@ func openActions(c *Config, in *invocation) (*actions, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &actions{config: c, certs: certs, revocation: revocation, folder: f, in: in, stuck: map[string]bool{}, state: &actionsState{Schema: schemaActions}}
+	a := &actions{config: c, certs: certs, revocation: revocation, folder: f, in: in, stuck: map[string]bool{}, limit: actionTime, state: &actionsState{Schema: schemaActions}}
 	b, err := f.read(actionsFile)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

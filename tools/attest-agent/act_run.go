@@ -75,7 +75,7 @@ func actionEnv(e *notice.Event, self, boot bool) []string {
 
 // runOne runs a program until its time is up; then it and what it started is killed.
 func (a *actions) runOne(ctx context.Context, path string, input []byte, env []string) error {
-	limited, cancel := context.WithTimeout(ctx, actionTime)
+	limited, cancel := context.WithTimeout(ctx, a.limit)
 	defer cancel()
 	c := exec.CommandContext(limited, path)
 	out := &boundedBuffer{most: maxActionOut}
@@ -96,7 +96,7 @@ func (a *actions) runOne(ctx context.Context, path string, input []byte, env []s
 	}
 	switch {
 	case limited.Err() != nil && ctx.Err() == nil:
-		return fmt.Errorf("killed after %s", actionTime)
+		return fmt.Errorf("killed after %s", a.limit)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay): // that is a daemon it left behind, with our pipe
 		return err
 	}

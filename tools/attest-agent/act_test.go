@@ -356,14 +356,27 @@ func TestActPrograms(t *testing.T) {
 
 // TestActKilled: what a program started ends with it, and the next one has its turn.
 func TestActKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for the time limit of a program; not with -short")
-	}
 	a := newActor(t)
 	a.write("actions/05-hangs", "#!/bin/sh\nsleep 1000 &\necho $! >"+a.dir+"/child\nwait\n", 0o755)
 	a.leave(1, a.envelope(1, "x", "untrusted"))
-	if out := a.act(1); !strings.Contains(out, "action 05-hangs: killed after 30s") {
-		t.Error(out)
+	a.write("agent.toml", "", 0o644)
+	fs := newFlags("act", "")
+	cf := addConfigFlags(fs)
+	if err := fs.FlagSet.Parse(a.args()[1:]); err != nil {
+		t.Fatal(err)
+	}
+	c, err := cf.load(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	acting, err := openActions(c, &invocation{stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	acting.limit = time.Second
+	if n, err := acting.scan(t.Context()); n != 1 || err != nil || acting.failed != 1 || !strings.Contains(out.String(), "action 05-hangs: killed after 1s") {
+		t.Errorf("%d, %v: %s", n, err, &out)
 	}
 	a.acts("x untrusted self=false boot=false")
 	child, err := os.ReadFile(filepath.Join(a.dir, "child"))

@@ -233,6 +233,9 @@ func TestPolled(t *testing.T) {
 			t.Errorf("v%s: %v, %+v", version, err, a)
 		}
 	}
+	if out, _ := m.command("doctor", flags...).CombinedOutput(); !strings.Contains(string(out), "polled at "+c.listen) || strings.Contains(string(out), "panic") {
+		t.Errorf("doctor: %s", out)
+	}
 	info, err := evidence.DecodeAnswer[evidence.AgentInfo](bytes.NewReader(c.want(200, "GET", "/v2.2/agent/info", nil)))
 	if err != nil || info.Results.ID != m.state().ID {
 		t.Errorf("%v, %+v", err, info)

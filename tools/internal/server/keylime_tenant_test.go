@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
@@ -180,7 +181,8 @@ func TestTenantDerived(t *testing.T) {
 // nothing is green before the key signs.
 func TestImportDevice(t *testing.T) {
 	w := newWorld(t)
-	m, other := w.machine(tpmtest.Start(t)), w.machine(tpmtest.Start(t))
+	e := tpmtest.Start(t)
+	m, other := w.machine(e), w.machine(tpmtest.Start(t))
 	b64 := base64.StdEncoding.EncodeToString
 	body := func(ek, ak *machine, dry bool) map[string]any {
 		return map[string]any{"source": "Keylime", "ek_tpm": b64(ek.ek.Public), "aik_tpm": b64(ak.ak.Public()), "dry_run": dry}
@@ -220,7 +222,17 @@ func TestImportDevice(t *testing.T) {
 	if err != nil || len(events) < 2 || events[len(events)-1].Kind != "device-imported" && !strings.Contains(fmt.Sprint(events), "device-imported") {
 		t.Errorf("events: %+v, %v", events, err)
 	}
-	strict := newWorld(t, func(o *Options) { o.TOFU = false })
+	cas, err := evidence.NewCAStore(e.RootCA, e.Issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict := newWorld(t, func(o *Options) { o.TOFU, o.EKCA = false, cas })
+	proven := body(m, m, false)
+	proven["ekcert"] = m.registration().EKCert
+	if proven["ekcert"] == nil {
+		t.Fatal("the TPM has no certificate")
+	}
+	strict.api("POST", "/devices/proven/import", proven, http.StatusCreated)
 	if a := strict.send("POST", strict.verifier+"/api/v1"+path, strict.admin, body(m, m, false)); a.status != http.StatusForbidden {
 		t.Errorf("without a manufacturer's certificate: %d %s", a.status, a.body)
 	}
