@@ -174,7 +174,7 @@ func TestManyWaiters(t *testing.T) {
 		})
 	}
 	wait.Wait()
-	before := memory()
+	before := memoryInUse()
 	got := make(chan error, many)
 	client := w.pki.client()
 	for i := range many {
@@ -190,7 +190,7 @@ func TestManyWaiters(t *testing.T) {
 		})
 	}
 	until(t, func() bool { return w.s.alarms.waiting() == many })
-	t.Logf("%d devices wait: %d KiB each, both ends", many, (memory()-before)/1024/uint64(many))
+	t.Logf("%d devices wait: %d KiB each, both ends", many, (memoryInUse()-before)/1024/uint64(many))
 	cpu := processor()
 	time.Sleep(2 * time.Second)
 	t.Logf("idle: %.1f ms of processor time a second", (processor()-cpu).Seconds()*1000/2)
@@ -207,7 +207,7 @@ func TestManyWaiters(t *testing.T) {
 	client.CloseIdleConnections()
 }
 
-func memory() uint64 {
+func memoryInUse() uint64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
