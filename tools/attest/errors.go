@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"net/http"
 
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
+	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
@@ -53,6 +55,10 @@ var hints = []struct {
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
 	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},
+	{manifest.ErrNotAuthentic, "give the certificate of the key that signed the manifest: attest keys inspect FILE shows what one is good for"},
+	{errNoDevice, "attest fleet list names devices, attest fleet policy list policies, and attest fleet explain DEVICE the digest of its evidence"},
+	{errNoPath, "look at the port of the verifier: 8881 unless its configuration says another"},
+	{http.ErrSchemeMismatch, "look at the port of the verifier: 8881 unless its configuration says another"},
 	{release.ErrNoCertificates, "give the certificate of the key that signed the manifest: --cert FILE"},
 	{errLossy, "to leave it out all the same: --lossy"},
 	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},

@@ -25,6 +25,7 @@ var (
 	errInUse      = errors.New("it is in use")
 	errChain      = errors.New("the history was changed after it was written")
 	errUnreached  = errors.New("nobody listens there")
+	errNoPath     = errors.New("this is not where operators are answered")
 )
 
 // maxAnswer is more than a page of devices, a policy or evidence has.
@@ -141,7 +142,7 @@ func refusal(status int, text []byte) error {
 	}
 	err := fmt.Errorf("the verifier refuses: %.500s", answer.Error.Message)
 	known := map[string]error{"unauthorized": errRefusedWho, "token": errRefusedWho, "certificate": errRefusedWho, "role": errRole,
-		"not_found": errNoDevice, "downgrade": errDowngrade, "in_use": errInUse, "chain": errChain}[answer.Error.Code]
+		"not_found": errNoDevice, "no_path": errNoPath, "downgrade": errDowngrade, "in_use": errInUse, "chain": errChain}[answer.Error.Code]
 	if known != nil {
 		return fmt.Errorf("%w: %w", err, known)
 	}
