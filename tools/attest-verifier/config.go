@@ -342,9 +342,7 @@ func newConfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if u, err := url.Parse(s.Database); err == nil {
-				s.Database = u.Redacted()
-			}
+			s.Database = s.shownDatabase()
 			if asJSON {
 				return showJSON(c.OutOrStdout(), all)
 			}
@@ -389,4 +387,12 @@ func showJSON(w io.Writer, all []*field) error {
 		values = append(values, value{f.key, json.RawMessage(f.show()), f.origin, f.help})
 	}
 	return json.NewEncoder(w).Encode(map[string]any{"schema": "attest.config/v1", "values": values})
+}
+
+// shownDatabase is the database without its password.
+func (s *settings) shownDatabase() string {
+	if u, err := url.Parse(s.Database); err == nil {
+		return u.Redacted()
+	}
+	return s.Database
 }

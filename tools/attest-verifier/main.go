@@ -43,7 +43,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSuffix(line, "\n")))
+		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSpace(line)))
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
@@ -78,6 +78,7 @@ var hints = []struct {
 }{
 	{errNoCertificate, "set [tls] cert and key; to make a CA and a certificate: attest-verifier certificate --help"},
 	{store.ErrSchema, "attest-verifier migrate"},
+	{store.ErrExists, "take another name, or forget the old one: attest-verifier token revoke NAME"},
 	{errNoManufacturers, `name their folders in [attestation] ek_ca, or enrol on trust with ek_check = "tofu"`},
 	{errNothing, "set enabled = true in [registrar] or [verifier]"},
 }

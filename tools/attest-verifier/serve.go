@@ -204,7 +204,7 @@ func newMigrate() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(map[string]any{"schema": "attest.migration/v1", "before": before, "after": after})
 			}
-			fmt.Fprintf(c.OutOrStdout(), "schema %d, was %d\n", after, before)
+			fmt.Fprintf(c.OutOrStdout(), "schema %d, was %d: %s\n", after, before, printable(s.shownDatabase()))
 			return nil
 		},
 	}
