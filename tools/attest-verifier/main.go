@@ -92,7 +92,7 @@ the verdicts. Devices speak Keylime's registrar API 2.x and push attestation 3.0
 
 The configuration is /etc/attest/verifier.toml, then verifier.d/*.toml beside it in the
 order of their names, then the environment (ATTEST_VERIFIER_TLS_CERT for cert in [tls]),
-then flags: the last value wins.`,
+then flags: the last value wins. Relative paths are those of the working folder.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
