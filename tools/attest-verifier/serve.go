@@ -93,6 +93,9 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if leaf := pair.current().Leaf; time.Now().After(leaf.NotAfter) {
+		log.Warn("the TLS certificate has expired: no device and no operator takes it", "file", s.TLS.Cert, "until", leaf.NotAfter)
+	}
 	st, err := store.Open(ctx, s.Database)
 	if err != nil {
 		return err

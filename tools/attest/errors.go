@@ -50,6 +50,8 @@ var hints = []struct {
 	{errHalfIdentity, "give both --client-cert FILE and --client-key URI"},
 	{errTokenLeaked, "chmod 600 it"},
 	{errServerCA, "give the CA of the verifier, which attest-verifier certificate init wrote: --server-ca ca.crt"},
+	{errServerDate, "look at the clock of this machine (date), and let the verifier have a new certificate: [tls] cert and key of its configuration"},
+	{errServerName, "give --server with a name or address of the certificate, or make one for this name: attest-verifier certificate init --host NAME"},
 	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},

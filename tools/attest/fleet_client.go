@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 // What a verifier may answer that a person can mend.
 var (
 	errServerCA   = errors.New("the verifier's TLS certificate is not trusted")
+	errServerDate = errors.New("the verifier's TLS certificate is not valid now")
+	errServerName = errors.New("the verifier's TLS certificate is for another name")
 	errRefusedWho = errors.New("the verifier does not know you")
 	errRole       = errors.New("your role does not suffice")
 	errNoDevice   = errors.New("the verifier has no such device, policy or evidence")
@@ -120,7 +123,13 @@ func (c *fleetClient) do(ctx context.Context, method, path string, body []byte) 
 // reach adds to an error why nobody was reached.
 func reach(err error) error {
 	var untrusted *tls.CertificateVerificationError
+	var invalid x509.CertificateInvalidError
+	var name x509.HostnameError
 	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("%w: %w", errServerDate, err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: %w", errServerName, err)
 	case errors.As(err, &untrusted):
 		return fmt.Errorf("%w: %w", errServerCA, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
