@@ -92,7 +92,10 @@ func statusOf(err error) int {
 	return 0
 }
 
-const whatRegister = "register"
+const (
+	whatRegister = "register"
+	whatSession  = "open session"
+)
 
 // request is one message to a server.
 type request struct {
@@ -245,7 +248,7 @@ func (c *client) version(ctx context.Context) (string, error) {
 // session proves possession of the attestation key, and keeps the token.
 func (c *client) session(ctx context.Context, id string, d *device) error {
 	asked, _, err := exchange[evidence.SessionChallenge](ctx, c,
-		request{what: "open session", method: http1.MethodPost, path: "/v3.0/sessions", want: http1.StatusOK},
+		request{what: whatSession, method: http1.MethodPost, path: "/v3.0/sessions", want: http1.StatusOK},
 		evidence.NewDocument("", evidence.SessionRequest{Agent: id, Supported: []evidence.Method{evidence.Possession()}}))
 	if err != nil {
 		return err

@@ -218,14 +218,19 @@ func (e *examination) endorsement(dev *tpm.TPM) {
 		return
 	}
 	defer ek.Close()
+	hash, err := hashOf(ek)
+	if err != nil {
+		e.fail(check, "ask for another with the setting ek", "%s: %v", ek.Template, err)
+		return
+	}
 	ders, err := evidence.CutCertificates(append(ek.Certificate[:len(ek.Certificate):len(ek.Certificate)], ek.Chain...))
 	switch {
 	case err != nil:
 		e.fail(check, "ask the TPM's manufacturer for a certificate, or let the verifier take it without: ek_check = \"tofu\"", "certificate: %v", err)
 	case len(ders) == 0:
-		e.note(check, "the verifier has to know the key (attest fleet add), or to take it without a certificate: ek_check = \"tofu\"", "%s, without a certificate", ek.Template)
+		e.note(check, "the verifier has to know the key (attest fleet add --ek-hash HASH), or to take it without a certificate: ek_check = \"tofu\"", "%s, without a certificate, hash %s", ek.Template, hash)
 	default:
-		e.ok(check, "%s with %d certificates", ek.Template, len(ders))
+		e.ok(check, "%s with %d certificates, hash %s", ek.Template, len(ders), hash)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/http1"
+	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
 
 // agent is the program at work.
@@ -89,6 +90,15 @@ func (a *agent) contact() string {
 	return a.config.contact.String() + " " + a.identity.fingerprint()
 }
 
+// hashOf is the id that a device has by itself.
+func hashOf(ek *tpm.EK) (string, error) {
+	public, err := evidence.ParseEK(ek.Public)
+	if err != nil {
+		return "", err
+	}
+	return public.ID()
+}
+
 // enrol registers the keys and proves that both are in one TPM. To do so again changes
 // nothing, at either end.
 func (a *agent) enrol(ctx context.Context) error {
@@ -99,11 +109,7 @@ func (a *agent) enrol(ctx context.Context) error {
 	defer ek.Close()
 	id := a.config.get("id")
 	if id == "" {
-		public, err := evidence.ParseEK(ek.Public)
-		if err != nil {
-			return err
-		}
-		if id, err = public.ID(); err != nil {
+		if id, err = hashOf(ek); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
+	"net/url"
+	"syscall"
 
 	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
@@ -52,12 +55,17 @@ func hintFor(err error) string {
 	}
 	var status *statusError
 	if errors.As(err, &status) && status.what == whatRegister && status.status == http1.StatusForbidden {
-		return "where the TPM or its key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
+		return "where an operator named this device, set id to that name; where its TPM or key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
+	}
+	if errors.As(err, &status) && status.what == whatSession && status.status == http1.StatusNotFound {
+		return "no verifier answers there: look at the host and the port in verifier_url (8881; the registrar's is 8891)"
 	}
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError
 	var record tls.RecordHeaderError
+	var dns *net.DNSError
+	var request *url.Error
 	switch {
 	case errors.As(err, &unknown):
 		return "set ca to the certificate that signed the server's"
@@ -65,7 +73,11 @@ func hintFor(err error) string {
 		return "look at the clock of this device (date), and at the server's certificate"
 	case errors.As(err, &name):
 		return "use a name in verifier_url that stands in the server's certificate"
-	case errors.As(err, &record):
+	case errors.As(err, &dns):
+		return "look at the name in verifier_url and registrar_url, and at the name servers of this device"
+	case errors.As(err, &request) && errors.Is(err, syscall.ECONNREFUSED):
+		return "nobody listens there: look at the port in verifier_url and registrar_url, and whether attest-verifier serve runs"
+	case errors.As(err, &record) || errors.Is(err, http.ErrSchemeMismatch):
 		return "the server does not speak TLS there: look at the port in verifier_url and registrar_url"
 	}
 	return ""

@@ -93,7 +93,7 @@ func start(args []string, stdout, stderr io.Writer) int {
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	fmt.Fprintf(stderr, "attest-agent: error: %s\n", printable(err.Error(), maxShown))
+	fmt.Fprintf(stderr, "attest-agent: error: %s\n", printable(strings.ReplaceAll(err.Error(), "\n", "; "), maxShown))
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintf(stderr, "attest-agent: hint: %s\n", hint)
 	}

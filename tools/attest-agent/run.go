@@ -66,7 +66,7 @@ func runAgent(ctx context.Context, in *invocation) error {
 func (a *agent) once(ctx context.Context) error {
 	meta, err := a.attempt(ctx)
 	if err != nil {
-		a.failed(err, a.config.retryMax)
+		a.failed(err, 0)
 		return errors.Join(err, a.folder.save(a.state))
 	}
 	if err := a.succeeded(meta, next(meta)); err != nil {

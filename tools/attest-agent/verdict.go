@@ -60,7 +60,7 @@ func (a *agent) succeeded(m *evidence.Meta, wait time.Duration) error {
 	s, now := a.state, time.Now().UTC().Truncate(time.Second)
 	failed := s.Failure != ""
 	if failed {
-		a.say("attesting again, after %d attempts since %s", s.Failures, s.FailureSince.Format(time.RFC3339))
+		a.say("attesting again, failed attempts since %s: %d", s.FailureSince.Format(time.RFC3339), s.Failures)
 	}
 	s.Failure, s.Failures, s.FailureSince = "", 0, time.Time{}
 	if m == nil {
@@ -84,14 +84,15 @@ func (a *agent) succeeded(m *evidence.Meta, wait time.Duration) error {
 	return a.folder.save(s)
 }
 
-// failed notes that an attempt failed, and prints that when it is news.
+// failed notes that an attempt failed, and prints that when it is news. Nothing waits, and
+// who called prints the error, when wait is zero.
 func (a *agent) failed(err error, wait time.Duration) {
 	s, now := a.state, time.Now().UTC().Truncate(time.Second)
 	text := printable(err.Error(), maxShown)
 	if s.Failures == 0 {
 		s.FailureSince = now
 	}
-	if text != s.Failure {
+	if text != s.Failure && wait > 0 {
 		a.say("attestation failed, trying again in %s: %s", wait.Round(time.Second), text)
 		if hint := hintFor(err); hint != "" {
 			a.say("hint: %s", hint)

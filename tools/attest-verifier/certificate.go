@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,6 +59,14 @@ func newCertificateInit() *cobra.Command {
 			if len(hosts) == 0 {
 				return errors.New("give the name or the address by which devices reach the server: --host NAME")
 			}
+			for _, h := range hosts {
+				if net.ParseIP(h) == nil && strings.ContainsAny(h, ":/ ") {
+					return fmt.Errorf("--host %q: give the name or the address alone, without scheme and port", h)
+				}
+			}
+			if days < 1 {
+				return fmt.Errorf("--days %d: less than a day", days)
+			}
 			now := time.Now()
 			key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 			if err != nil {
@@ -97,6 +106,9 @@ polled know the verifier, and it opens nothing else.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if r := server.Role(role); r != server.Operator && r != server.Admin && role != "pull" {
 				return fmt.Errorf("--role %s: operator or admin (pull: the verifier's own)", role)
+			}
+			if days < 1 {
+				return fmt.Errorf("--days %d: less than a day", days)
 			}
 			ca, err := readAuthority(c, from)
 			if err != nil {

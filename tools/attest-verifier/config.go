@@ -375,9 +375,7 @@ func newConfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if u, err := url.Parse(s.Database); err == nil {
-				s.Database = u.Redacted()
-			}
+			s.Database = s.shownDatabase()
 			if asJSON {
 				return showJSON(c.OutOrStdout(), all)
 			}
@@ -429,4 +427,12 @@ func showJSON(w io.Writer, all []*field) error {
 		values = append(values, value{f.key, text, f.origin, f.help})
 	}
 	return json.NewEncoder(w).Encode(map[string]any{"schema": "attest.config/v1", "values": values})
+}
+
+// shownDatabase is the database without its password.
+func (s *settings) shownDatabase() string {
+	if u, err := url.Parse(s.Database); err == nil {
+		return u.Redacted()
+	}
+	return s.Database
 }

@@ -43,7 +43,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSuffix(line, "\n")))
+		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSpace(line)))
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
@@ -79,6 +79,7 @@ var hints = []struct {
 	{errNoCertificate, "set [tls] cert and key; to make a CA and a certificate: attest-verifier certificate --help"},
 	{store.ErrSchema, "attest-verifier migrate"},
 	{errNoSecretKey, `make one (umask 077; head -c 32 /dev/urandom >secrets.key) and set [secrets] key = "secrets.key"`},
+	{store.ErrExists, "take another name, or forget the old one: attest-verifier token revoke NAME"},
 	{errNoManufacturers, `name their folders in [attestation] ek_ca, or enrol on trust with ek_check = "tofu"`},
 	{errNothing, "set enabled = true in [registrar] or [verifier]"},
 }
@@ -92,7 +93,7 @@ the verdicts. Devices speak Keylime's registrar API 2.x and push attestation 3.0
 
 The configuration is /etc/attest/verifier.toml, then verifier.d/*.toml beside it in the
 order of their names, then the environment (ATTEST_VERIFIER_TLS_CERT for cert in [tls]),
-then flags: the last value wins.`,
+then flags: the last value wins. Relative paths are those of the working folder.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,

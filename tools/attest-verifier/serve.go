@@ -103,6 +103,9 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if leaf := pair.current().Leaf; time.Now().After(leaf.NotAfter) {
+		log.Warn("the TLS certificate has expired: no device and no operator takes it", "file", s.TLS.Cert, "until", leaf.NotAfter)
+	}
 	st, err := store.Open(ctx, s.Database)
 	if err != nil {
 		return err
@@ -227,7 +230,7 @@ func newMigrate() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(map[string]any{"schema": "attest.migration/v1", "before": before, "after": after})
 			}
-			fmt.Fprintf(c.OutOrStdout(), "schema %d, was %d\n", after, before)
+			fmt.Fprintf(c.OutOrStdout(), "schema %d, was %d: %s\n", after, before, printable(s.shownDatabase()))
 			return nil
 		},
 	}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"net/http"
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
+	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 	"github.com/meta-attest/meta-attest/tools/internal/release"
 	"github.com/meta-attest/meta-attest/tools/internal/rootfs"
 )
@@ -49,6 +51,8 @@ var hints = []struct {
 	{errHalfIdentity, "give both --client-cert FILE and --client-key URI"},
 	{errTokenLeaked, "chmod 600 it"},
 	{errServerCA, "give the CA of the verifier, which attest-verifier certificate init wrote: --server-ca ca.crt"},
+	{errServerDate, "look at the clock of this machine (date), and let the verifier have a new certificate: [tls] cert and key of its configuration"},
+	{errServerName, "give --server with a name or address of the certificate, or make one for this name: attest-verifier certificate init --host NAME"},
 	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
 	{appraise.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
@@ -56,6 +60,10 @@ var hints = []struct {
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
 	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},
+	{manifest.ErrNotAuthentic, "give the certificate of the key that signed the manifest: attest keys inspect FILE shows what one is good for"},
+	{errNoDevice, "attest fleet list names devices, attest fleet policy list policies, and attest fleet explain DEVICE the digest of its evidence"},
+	{errNoPath, "look at the port of the verifier: 8881 unless its configuration says another"},
+	{http.ErrSchemeMismatch, "look at the port of the verifier: 8881 unless its configuration says another"},
 	{release.ErrNoCertificates, "give the certificate of the key that signed the manifest: --cert FILE"},
 	{errLossy, "to leave it out all the same: --lossy"},
 	{errNoRelease, "give --manifest FILE and --cert FILE, or --runtime-policy FILE"},

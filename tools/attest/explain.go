@@ -101,7 +101,7 @@ func (o *explainFlags) reference(b *evidence.Bundle) (*appraise.Reference, error
 			return nil, err
 		}
 		if r.Release == "" {
-			r.Release = "release"
+			r.Release = filepath.Base(append(o.manifests, o.runtime)[0])
 		}
 		policies = append(policies, release.Named{Policy: r})
 	} else if o.rules != "" || o.tpm != "" {

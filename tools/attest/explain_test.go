@@ -363,7 +363,7 @@ func TestFleetExplain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	explain(exitNotAcceptable, "gateway-17: unverified since ", "it has not attested yet: nothing is known of what it runs", "error: gateway-17: the device is not trusted: it is unverified")
+	explain(exitNotAcceptable, "gateway-17: unverified since ", "it has not attested yet, so nothing is known of what it runs: attest-agent doctor", "error: gateway-17: the device is not trusted: it is unverified")
 	later()
 	explain(exitNotAcceptable, "gateway-17: overdue since ", "and nothing came: look whether it is on", "it has not attested yet")
 	attest(nil)

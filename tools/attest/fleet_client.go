@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 // What a verifier may answer that a person can mend.
 var (
 	errServerCA   = errors.New("the verifier's TLS certificate is not trusted")
+	errServerDate = errors.New("the verifier's TLS certificate is not valid now")
+	errServerName = errors.New("the verifier's TLS certificate is for another name")
 	errRefusedWho = errors.New("the verifier does not know you")
 	errRole       = errors.New("your role does not suffice")
 	errNoDevice   = errors.New("the verifier has no such device, policy, secret or evidence")
@@ -25,6 +28,7 @@ var (
 	errInUse      = errors.New("it is in use")
 	errChain      = errors.New("the history was changed after it was written")
 	errUnreached  = errors.New("nobody listens there")
+	errNoPath     = errors.New("this is not where operators are answered")
 )
 
 // maxAnswer is more than a page of devices, a policy or evidence has.
@@ -123,7 +127,13 @@ func (c *fleetClient) request(ctx context.Context, method, path, content string,
 // reach adds to an error why nobody was reached.
 func reach(err error) error {
 	var untrusted *tls.CertificateVerificationError
+	var invalid x509.CertificateInvalidError
+	var name x509.HostnameError
 	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("%w: %w", errServerDate, err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: %w", errServerName, err)
 	case errors.As(err, &untrusted):
 		return fmt.Errorf("%w: %w", errServerCA, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -157,7 +167,7 @@ func refusal(status int, text []byte) error {
 	}
 	var err error = &refusedError{status, answer.Error.Message}
 	known := map[string]error{"unauthorized": errRefusedWho, "token": errRefusedWho, "certificate": errRefusedWho, "role": errRole,
-		"not_found": errNoDevice, "downgrade": errDowngrade, "in_use": errInUse, "chain": errChain}[answer.Error.Code]
+		"not_found": errNoDevice, "no_path": errNoPath, "downgrade": errDowngrade, "in_use": errInUse, "chain": errChain}[answer.Error.Code]
 	if known != nil {
 		return fmt.Errorf("%w: %w", err, known)
 	}

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -47,5 +51,20 @@ func TestFleetClient(t *testing.T) {
 	}
 	if _, err := c.evidence(t.Context(), "00"); err == nil || !strings.Contains(err.Error(), "SHA-256 differs") {
 		t.Error(err)
+	}
+}
+
+// TestReach: what is wrong with a certificate decides what a person has to do.
+func TestReach(t *testing.T) {
+	leaf := &x509.Certificate{DNSNames: []string{"verifier.example.com"}}
+	for name, c := range map[string]struct{ err, want error }{
+		"authority": {x509.UnknownAuthorityError{Cert: leaf}, errServerCA},
+		"expired":   {x509.CertificateInvalidError{Cert: leaf, Reason: x509.Expired}, errServerDate},
+		"name":      {x509.HostnameError{Certificate: leaf, Host: "localhost"}, errServerName},
+	} {
+		err := reach(&url.Error{Op: "Get", URL: "https://localhost:8881", Err: &tls.CertificateVerificationError{Err: c.err}})
+		if !errors.Is(err, c.want) || hintFor(err) == "" {
+			t.Errorf("%s: %v, hint %q", name, err, hintFor(err))
+		}
 	}
 }

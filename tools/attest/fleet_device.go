@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -321,7 +323,8 @@ func newFleetAdd(o *fleetFlags) *cobra.Command {
 		Short: "Name a device before it enrols",
 		Long: `add tells the verifier which TPM a device has, by the endorsement key (EK) or its hash,
 so that no other can enrol in its name. Without an ID it is the hash of the EK, which
-is what an agent calls itself unless told otherwise (attest-agent status).`,
+is what an agent calls itself (attest-agent doctor prints it); with an ID, write
+id = "ID" into the agent.toml of the device.`,
 		Example: `  attest fleet add gateway-17 --ek gateway-17-ek.crt --group paris --policy image
   attest fleet add --ek-hash 0f4c... --policy image
   attest fleet add --ek-hash 77aa... --policy image --pull 10.1.2.3:9002`,
@@ -337,7 +340,9 @@ is what an agent calls itself unless told otherwise (attest-agent status).`,
 				if err != nil {
 					return err
 				}
-				m.EK = string(text)
+				if m.EK, err = pemOfEK(text); err != nil {
+					return fmt.Errorf("%s: %w", ek, err)
+				}
 			}
 			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
 				var raw json.RawMessage
@@ -349,10 +354,25 @@ is what an agent calls itself unless told otherwise (attest-agent status).`,
 		},
 	}
 	flags.addFlags(c)
-	c.Flags().StringVar(&ek, "ek", "", "the TPM's endorsement key: public key or certificate, PEM `FILE`")
-	c.Flags().StringVar(&hash, "ek-hash", "", "the hash of the EK in `HEX`, as attest-agent status prints it")
+	c.Flags().StringVar(&ek, "ek", "", "the TPM's endorsement key: public key or certificate, PEM or DER `FILE`")
+	c.Flags().StringVar(&hash, "ek-hash", "", "the hash of the EK in `HEX`, as attest-agent doctor prints it")
 	c.MarkFlagsMutuallyExclusive("ek", "ek-hash")
 	return c
+}
+
+// pemOfEK returns a public key or a certificate, PEM or DER, as PEM.
+func pemOfEK(text []byte) (string, error) {
+	if block, _ := pem.Decode(text); block != nil {
+		return string(text), nil
+	}
+	kind := "PUBLIC KEY"
+	if _, err := x509.ParsePKIXPublicKey(text); err != nil {
+		if _, err := x509.ParseCertificate(text); err != nil {
+			return "", errors.New("neither a certificate nor a public key")
+		}
+		kind = "CERTIFICATE"
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: text})), nil
 }
 
 var errNoChange = errors.New("nothing to change was given")

@@ -80,7 +80,7 @@ func (e *fleetExplanation) print(w io.Writer) error {
 		fmt.Fprintf(w, "it has to attest again by %s\n", when(v.Due))
 	}
 	if v.Attested == nil {
-		fmt.Fprintln(w, "it has not attested yet: nothing is known of what it runs")
+		fmt.Fprintln(w, "it has not attested yet, so nothing is known of what it runs: attest-agent doctor on the device says what it lacks")
 	} else if err := e.printDetail(w); err != nil {
 		return err
 	}

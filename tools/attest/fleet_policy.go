@@ -103,6 +103,20 @@ at as warnings, and uploads it; the verifier does the same with the certificates
 configuration. Nothing is compared with a new version before it is active: --activate
 alone makes it the only one that is allowed, beside allows those that are active too.
 
+Rules are TOML; without any, all that was measured has to be of the release:
+
+    required = ["/usr/sbin/init"]    # unverified until they were measured
+    violations = "warn"              # instead of "fail"
+    [[exclude]]                      # counts for nothing; globs as in attest.toml
+    path = "/var/lib/app/**"
+    [[pcr]]                          # one of the values
+    index = 7
+    values = ["sha256:..."]
+    [firmware]
+    secure_boot = true               # the firmware's log proves it
+
+go doc ./tools/internal/appraise Rules, in the source, has all of them.
+
 With --dry-run nothing is uploaded. --replay judges the evidence that the verifier kept of a
 device's last change of verdict by the new version alone: what would happen. Then the exit
 code is 3 if a device would not be trusted.`,

@@ -184,7 +184,7 @@ func (s *CAStore) Verify(ekcert string, ek *EK, now time.Time) (*x509.Certificat
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // checkEKUsage did: Go has no name for it
 	})
 	if err != nil {
-		return nil, refuse(CodeCertificate, "check EK certificate issued by %q: %w: if the TPM is genuine, add its manufacturer's CA", leaf.Issuer, err)
+		return nil, refuse(CodeCertificate, "check EK certificate issued by %q: %w: if the TPM is genuine, add its manufacturer's CA, intermediate ones too, to ek_ca of the verifier", leaf.Issuer, err)
 	}
 	return leaf, nil
 }

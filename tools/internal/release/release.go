@@ -176,5 +176,9 @@ func open(text string, trusted []*x509.Certificate) (*manifest.Manifest, error) 
 	if _, err := f.WriteString(text); err != nil {
 		return nil, err
 	}
-	return manifest.Open(f.Name(), trusted)
+	m, err := manifest.Open(f.Name(), trusted)
+	if inner := errors.Unwrap(err); inner != nil {
+		err = inner // without the name of a file that nobody gave
+	}
+	return m, err
 }

@@ -68,8 +68,11 @@ var errNoCredentials = fail(http.StatusUnauthorized, "unauthorized", "give a bea
 func (s *Server) identify(c *call) (caller, error) {
 	if h := c.Header.Get("Authorization"); h != "" {
 		scheme, token, _ := strings.Cut(h, " ")
-		if !strings.EqualFold(scheme, "Bearer") || len(token) < 16 || len(token) > 256 {
+		if !strings.EqualFold(scheme, "Bearer") {
 			return caller{}, errNoCredentials
+		}
+		if len(token) < 16 || len(token) > 256 {
+			return caller{}, errToken
 		}
 		return s.bearer(c, sha256.Sum256([]byte(token)), token)
 	}

@@ -119,7 +119,7 @@ var answers = []struct {
 }{
 	{store.ErrNotFound, http.StatusNotFound, "not_found", "not found"},
 	{store.ErrExists, http.StatusConflict, "exists", "exists already, as something else"},
-	{store.ErrIdentity, http.StatusForbidden, "identity", "this id and this TPM do not belong together; an operator can delete the device"},
+	{store.ErrIdentity, http.StatusForbidden, "identity", "this id and this TPM do not belong together: one of them is known with another; an operator can delete the device"},
 	{store.ErrProof, http.StatusForbidden, "proof", "the answer to the challenge is wrong, late or one too many: begin anew"},
 	{store.ErrTooMany, http.StatusTooManyRequests, "too_many", "too many enrolments under way"},
 	{store.ErrReplay, http.StatusForbidden, "old_attestation", "the quote is not newer than the last one"},

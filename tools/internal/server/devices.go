@@ -8,7 +8,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -89,6 +91,15 @@ func (s *Server) listDevices(c *call) error {
 		return err
 	}
 	q := c.URL.Query()
+	// A misspelt status would be that of no device, which reads like good news.
+	for name, known := range map[string][]string{
+		"status": {string(store.Trusted), string(store.Untrusted), string(store.Broken), string(store.Unverified), string(store.Overdue)},
+		"state":  {string(store.Expected), string(store.Active)},
+	} {
+		if v := q.Get(name); v != "" && !slices.Contains(known, v) {
+			return fail(http.StatusBadRequest, name, "%s is none of %s", name, strings.Join(known, ", "))
+		}
+	}
 	f := store.Filter{Group: q.Get("group"), Status: store.Status(q.Get("status")), State: store.DeviceState(q.Get("state"))}
 	devices, err := s.Store.Devices(c.Context(), f, q.Get("after"), limit, c.now)
 	if err != nil {
@@ -203,6 +214,9 @@ func (m *newDevice) key(k *store.Key) (own string, err error) {
 			cert, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
 				return "", bad("ek is not a certificate")
+			}
+			if cert.IsCA {
+				return "", bad("ek is the certificate of a CA, not of an endorsement key")
 			}
 			k.SPKI = cert.RawSubjectPublicKeyInfo
 		}

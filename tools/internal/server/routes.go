@@ -118,7 +118,9 @@ func (s *Server) handler(listener string, routes []route) http.Handler {
 		mux.Handle(r.method+" "+r.path, &endpoint{s, listener, r})
 	}
 	mux.Handle("/", &endpoint{s, listener, route{path: "/", roles: []Role{Public}, shape: shapeAPI,
-		handle: func(*Server, *call) error { return fail(http.StatusNotFound, "not_found", "no such path or method") }}})
+		handle: func(*Server, *call) error {
+			return fail(http.StatusNotFound, "no_path", "no such path or method at the port of the %s", listener)
+		}}})
 	return mux
 }
 
