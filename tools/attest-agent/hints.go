@@ -77,7 +77,7 @@ func hintFor(err error) string {
 		return "look at the name in verifier_url and registrar_url, and at the name servers of this device"
 	case errors.As(err, &request) && errors.Is(err, syscall.ECONNREFUSED):
 		return "nobody listens there: look at the port in verifier_url and registrar_url, and whether attest-verifier serve runs"
-	case errors.As(err, &record) || errors.Is(err, http1.ErrSchemeMismatch):
+	case errors.As(err, &record):
 		return "the server does not speak TLS there: look at the port in verifier_url and registrar_url"
 	}
 	return ""
