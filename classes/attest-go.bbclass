@@ -6,6 +6,7 @@
 #   inherit attest-go
 #
 # GO_IMPORT   import path of the repository; its sources are in ${S}/src/${GO_IMPORT}
+# GO_TAGS     build tags, as "nodatabases": what they leave out is no part of the list either
 #
 # wrynose: nothing to set. BitBake has a fetcher for gomod://.
 #
@@ -38,7 +39,8 @@ do_compile:prepend() {
 # Go fetches nothing: neither modules nor another toolchain.
 export GOPROXY = "off"
 export GOTOOLCHAIN = "local"
-export GOFLAGS = "-mod=readonly -modcacherw"
+export GOFLAGS = "-mod=readonly -modcacherw -tags=${@','.join(d.getVar('GO_TAGS').split())}"
+GO_TAGS ??= ""
 
 attest_go_check_version() {
     need=$(sed -n 's/^go //p' ${S}/src/${GO_IMPORT}/go.mod)

@@ -39,6 +39,9 @@ GO_INSTALL = "\
     ${GO_IMPORT}/tools/attest-labels \
     "
 
+# Not "attest fleet import --database", and so no SQLite, which is not for every architecture.
+GO_TAGS = "nodatabases"
+
 inherit attest-go
 
 # Native: signing runs under pseudo, which lies between a program and libc. Go's own system calls pass

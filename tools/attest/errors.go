@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
+	"github.com/meta-attest/meta-attest/tools/internal/keylimedb"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
 	"github.com/meta-attest/meta-attest/tools/internal/release"
@@ -57,6 +58,7 @@ var hints = []struct {
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
 	{appraise.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
 	{errNothingToImport, "attest fleet import --database reg_data.sqlite --database cv_data.sqlite, or --answers FILE"},
+	{keylimedb.ErrNoDrivers, "take one built from its sources, go build ./tools/attest, or give answers of Keylime's API: --answers FILE"},
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},
 	{errDowngrade, "if that is meant: attest fleet policy activate NAME VERSION --downgrade"},
 	{errInUse, "assign other policies to its devices first: attest fleet change DEVICE --policy NAME"},

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 func main() {
@@ -74,7 +75,7 @@ func put(path string, want []byte, check bool) error {
 
 // generate returns the text of each include by its name, and fills downloads, unless that is "".
 func generate(root, recipe, downloads string) (map[string][]byte, error) {
-	programs, err := programsOf(filepath.Join(root, "recipes", recipe))
+	programs, tags, err := programsOf(filepath.Join(root, "recipes", recipe))
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func generate(root, recipe, downloads string) (map[string][]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(cache)
-	packages, err := listPackages(root, cache, programs)
+	packages, err := listPackages(root, cache, tags, programs)
 	if err != nil {
 		return nil, err
 	}
@@ -107,28 +108,34 @@ func generate(root, recipe, downloads string) (map[string][]byte, error) {
 	return map[string][]byte{recipe + "-go-mods.inc": mods, recipe + "-licenses.inc": licenses}, nil
 }
 
-var program = regexp.MustCompile(`\$\{GO_IMPORT\}/(tools/[a-z-]+)`)
+var (
+	program = regexp.MustCompile(`\$\{GO_IMPORT\}/(tools/[a-z-]+)`)
+	goTags  = regexp.MustCompile(`(?m)^GO_TAGS = "([a-z0-9 ]*)"$`)
+)
 
-// programsOf reads from the recipes in a folder which packages they install.
-func programsOf(dir string) ([]string, error) {
+// programsOf reads from the recipes in a folder which packages they install, and with which
+// build tags at least: those that depend on settings are left out, and may need less.
+func programsOf(dir string) (programs, tags []string, err error) {
 	recipes, err := filepath.Glob(filepath.Join(dir, "*.bb"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var programs []string
 	for _, recipe := range recipes {
 		text, err := os.ReadFile(recipe)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, m := range program.FindAllSubmatch(text, -1) {
 			programs = append(programs, "./"+string(m[1]))
 		}
+		for _, m := range goTags.FindAllSubmatch(text, -1) {
+			tags = append(tags, strings.Fields(string(m[1]))...)
+		}
 	}
 	if len(programs) == 0 {
-		return nil, fmt.Errorf("no ${GO_IMPORT}/tools/NAME in %s/*.bb", dir)
+		return nil, nil, fmt.Errorf("no ${GO_IMPORT}/tools/NAME in %s/*.bb", dir)
 	}
-	return programs, nil
+	return programs, tags, nil
 }
 
 const notice = "# Made by scripts/oe-modules: it is made again, not edited.\n\n"

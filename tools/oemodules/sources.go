@@ -28,15 +28,15 @@ type goPackage struct {
 	}
 }
 
-// listPackages lists what programs are made of, and so has the go command fill cache, an empty
+// listPackages lists what programs are made of with build tags, and so has the go command fill cache, an empty
 // folder, with all that it needs. Files come from the user's own module cache where it has them.
-func listPackages(root, cache string, programs []string) ([]goPackage, error) {
+func listPackages(root, cache string, tags, programs []string) ([]goPackage, error) {
 	own, err := exec.Command("go", "env", "GOMODCACHE", "GOPROXY").Output()
 	if err != nil {
 		return nil, fmt.Errorf("run go env: %w", err)
 	}
 	lines := strings.Split(string(own), "\n")
-	env := append(os.Environ(), "GOOS=linux", "GOMODCACHE="+cache, "GOFLAGS=-mod=readonly -modcacherw", "GOWORK=off",
+	env := append(os.Environ(), "GOOS=linux", "GOMODCACHE="+cache, "GOFLAGS=-mod=readonly -modcacherw -tags="+strings.Join(tags, ","), "GOWORK=off",
 		"GOPROXY=file://"+filepath.ToSlash(lines[0])+"/cache/download,"+lines[1])
 	var packages []goPackage
 	for _, goarch := range goarchs {

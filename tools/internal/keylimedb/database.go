@@ -8,11 +8,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
-
-	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
-	_ "modernc.org/sqlite"             // driver "sqlite"
 )
 
 // maxTime bounds the reading of a database, whatever its schema makes of a query.
@@ -23,6 +21,9 @@ const maxFile = 8 << 30
 
 // ErrNoTables means that a database has none of Keylime's tables.
 var ErrNoTables = errors.New("no table of Keylime's registrar or verifier")
+
+// ErrNoDrivers means that the program was built with the tag nodatabases.
+var ErrNoDrivers = errors.New("this program was built without databases")
 
 // Read reads the databases of a registrar and a verifier, each a path of an SQLite file or
 // postgres://...; one that holds both is enough.
@@ -77,6 +78,9 @@ type database struct {
 }
 
 func open(ctx context.Context, at string) (*database, error) {
+	if !slices.Contains(sql.Drivers(), "sqlite") {
+		return nil, ErrNoDrivers
+	}
 	if strings.HasPrefix(at, "postgres://") || strings.HasPrefix(at, "postgresql://") {
 		db, err := sql.Open("pgx", at)
 		if err != nil {
