@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 )
 
@@ -102,12 +104,34 @@ func (f *folder) give(uid, gid int) error {
 		return fmt.Errorf("give state folder away: %w", err)
 	}
 	for _, n := range names {
-		if err := os.Lchown(filepath.Join(f.path, n.Name()), uid, gid); err != nil {
+		if err := giveFile(filepath.Join(f.path, n.Name()), uid, gid); err != nil {
 			return fmt.Errorf("give state folder away: %w", err)
 		}
 	}
 	if err := os.Lchown(f.path, uid, gid); err != nil {
 		return fmt.Errorf("give state folder away: %w", err)
+	}
+	return nil
+}
+
+// giveFile gives away what has this name only: the folder was that user's before, who could
+// have given a file of root's a second name there (the kernel alone does not forbid it:
+// fs.protected_hardlinks is 0 until somebody sets it).
+func giveFile(path string, uid, gid int) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var at unix.Stat_t
+	if err := unix.Fstat(fd, &at); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if at.Nlink != 1 && at.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return fmt.Errorf("%s has another name, too: remove this one", path)
+	}
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+		return &fs.PathError{Op: "chown", Path: path, Err: err}
 	}
 	return nil
 }
@@ -134,8 +158,12 @@ func (f *folder) write(name string, b []byte) error {
 	return f.rename("."+name+".tmp", name)
 }
 
+// writeSync makes a new file, as one that is there could be another file by a second name.
 func writeSync(path string, b []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
