@@ -87,8 +87,8 @@ func (c *Claims) bankValues(bank ima.HashAlgo) map[int][]byte {
 
 // Firmware are the events of the firmware's log that lead to quoted PCR values, in the
 // order of the log: those of PCR 0 to 9 all, of the others those of PCRs that nobody has
-// extended since. Nil where no log was asked for. What of an event's data is proven,
-// [bootlog.Event.Proven] says.
+// extended since. They have the digests of quoted banks only. Nil where no log was asked
+// for. What of an event's data is proven, [bootlog.Event.Proven] says; its type never is.
 func (c *Claims) Firmware() []bootlog.Event { return slices.Clone(c.events) }
 
 // First is the number of the first of Entries in the boot's list: those before it were

@@ -50,7 +50,7 @@ var rows = []struct{ attack, tests, why string }{
 	{"a boot, a suspend, a clock that goes back or is not safe", "TestReboot TestClocks TestSuspend TestHistories TestBootsAndCounters testCounters", ""},
 	{"a boot, and the agent goes on from the old offset", "TestClocks TestReboot", ""},
 	{"the clock of the server jumps", "TestServerClock TestOverdue", ""},
-	{"a firmware log that is forged, missing or another's", "TestFirmware TestFirmwareForged TestFirmwareAttacks TestSecureBootForged", ""},
+	{"a firmware log that is forged, missing or another's", "TestFirmware TestFirmwareForged TestFirmwareAttacks TestSecureBootForged TestSecureBootOtherBank", ""},
 	{"a policy that is older, unsigned or signed by another", "TestPolicy TestManifest TestKeysAsSigstore", ""},
 	{"what is too large, too long or too often", "TestLimits TestBombs TestCrowd TestHostile", ""},
 	{"a path that is not one", "TestPathTricks TestHostile TestPrintable", ""},
