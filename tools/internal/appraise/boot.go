@@ -41,6 +41,9 @@ func (j *judge) firmware() {
 	}
 }
 
+// lastBootPCR is the last that boot_aggregate is computed of.
+const lastBootPCR = 9
+
 // secureBootPCR is where the firmware measures the policy of Secure Boot (PFP 3.3.4.8).
 const secureBootPCR = 7
 

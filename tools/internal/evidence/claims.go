@@ -43,8 +43,8 @@ func (c *Claims) Clock() Clock { return c.clock }
 // FirmwareVersion is that of the TPM, as the quote has it (see [Clock] for foreign keys).
 func (c *Claims) FirmwareVersion() uint64 { return c.firmware }
 
-// Rebooted says that this is the first evidence of a boot, so that Entries begin with the
-// boot's first.
+// Rebooted says that this is the first evidence of a boot, or that it may be: see
+// [Clock].RestartCount. Entries then begin with the boot's first.
 func (c *Claims) Rebooted() bool { return c.rebooted }
 
 // PCRs are all quoted values: bank after bank, ascending.

@@ -124,3 +124,47 @@ func TestFirmwareForged(t *testing.T) {
 		w.judge(d, store.Trusted, "")
 	}
 }
+
+// TestFirmwareRestart: who shuts the TPM down with its state boots anew under the same
+// resetCount. What the boot before has proven is not this one's, even if PCR 10 is brought
+// to the value that it had.
+func TestFirmwareRestart(t *testing.T) {
+	w := newWorld(t)
+	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
+		"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
+	for name, c := range map[string]struct {
+		boot func(*evidencetest.Device)
+		told []string
+	}{
+		"said": {func(d *evidencetest.Device) { d.BootTime = d.BootTime.Add(time.Hour) }, []string{"untrusted secure_boot"}},
+		"said, without the log": {func(d *evidencetest.Device) { d.BootTime, d.Firmware = d.BootTime.Add(time.Hour), nil },
+			[]string{"unverified firmware_log_missing"}},
+		"kept back": {func(*evidencetest.Device) {}, []string{"broken ima_pcr_mismatch", "untrusted secure_boot"}},
+		"kept back, with the old list": {func(d *evidencetest.Device) {
+			d.Forget()
+			on := evidencetest.New(t, "on")
+			booted(t, on, "debian-bpf-ovmf-secureboot-uki")
+			for bank := range d.PCRs {
+				d.PCRs[bank][10] = on.PCRs[bank][10]
+			}
+			d.List = on.List
+			d.Offset = func(int) int { return 2 }
+		}, []string{"trusted need_whole"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := evidencetest.New(t, fmt.Sprintf("%x", name))
+			booted(t, d, "debian-bpf-ovmf-secureboot-uki")
+			w.enrolSoft(d)
+			w.assign(d.ID, "secure")
+			w.judge(d, store.Trusted, "")
+			booted(t, d, "debian-bpf-ovmf")
+			d.Clock.RestartCount++
+			c.boot(d)
+			for i, want := range c.told {
+				if got := w.told(d); got != want {
+					t.Fatalf("attestation %d: told %q, want %q", i, got, want)
+				}
+			}
+		})
+	}
+}
