@@ -17,7 +17,7 @@ var rows = []struct{ attack, tests, why string }{
 	{"CVE-2022-23948: secrets in a mount that somebody made before", "", "no payload is delivered; the agent's state holds nothing secret: TestStateFolder"},
 	{"CVE-2022-23949: an id that writes lines of the log", "TestVersions TestCheckID testHostileIDs", ""},
 	{"CVE-2022-23950: a socket at a fixed path in /tmp", "", "there is no socket; temporary files have names of os.CreateTemp"},
-	{"CVE-2022-23951: a quote that unpacks to more than memory", "TestBombs testBomb TestLimits TestEndlessBody", ""},
+	{"CVE-2022-23951: a quote that unpacks to more than memory", "TestBombs testBomb TestLimits TestEndlessBody TestManyValues", ""},
 	{"CVE-2022-23952: a secret that every user may read", "TestReadableKey TestSQLiteRefused", ""},
 	{"CVE-2022-1053: one key validated, another one trusted", "testAttestRefuses testReRegistrationRace TestTakeover", ""},
 	{"CVE-2022-3500: an answer that ends the polling, and leaves the device green", "TestForgery TestPanic TestOverdue FuzzDecode", ""},
