@@ -102,7 +102,7 @@ func (f *folder) give(uid, gid int) error {
 		return fmt.Errorf("give state folder away: %w", err)
 	}
 	for _, n := range names {
-		if err := os.Lchown(filepath.Join(f.path, n.Name()), uid, gid); err != nil {
+		if err := giveFile(filepath.Join(f.path, n.Name()), uid, gid); err != nil {
 			return fmt.Errorf("give state folder away: %w", err)
 		}
 	}
@@ -110,6 +110,24 @@ func (f *folder) give(uid, gid int) error {
 		return fmt.Errorf("give state folder away: %w", err)
 	}
 	return nil
+}
+
+// giveFile refuses what is no file of the folder alone: the user that it is given to could
+// put a second name of any other file there, and have it.
+func giveFile(path string, uid, gid int) error {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || st.Nlink != 1 {
+		return fmt.Errorf("%s is not a file of the agent's alone: remove it", path)
+	}
+	return file.Chown(uid, gid)
 }
 
 func (f *folder) read(name string) ([]byte, error) {
@@ -134,8 +152,12 @@ func (f *folder) write(name string, b []byte) error {
 	return f.rename("."+name+".tmp", name)
 }
 
+// writeSync makes the file anew: one that is there may be another's by a second name.
 func writeSync(path string, b []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
