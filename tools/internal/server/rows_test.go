@@ -56,7 +56,7 @@ var rows = []struct{ attack, tests, why string }{
 	{"a path that is not one", "TestPathTricks TestHostile TestPrintable", ""},
 	{"files in an excluded folder", "TestWarnings", ""},
 	{"the verifier's key is stolen", "", "no verdict is signed: operators ask the server; its TLS certificate is read anew when it was replaced"},
-	{"a flood of connections, of enrolments, of sessions, of whole lists", "TestFlood TestCrowd TestQueue testEnrolmentBounds testSessionBounds", ""},
+	{"a flood of connections, of enrolments, of sessions, of whole lists", "TestFlood TestCrowd TestQueue TestKeptEvidence testEnrolmentBounds testSessionBounds", ""},
 	{"TLS that is old, or a certificate of another CA, of another time, of another role", "TestOldTLS TestRoutes TestWrongServer", ""},
 	{"secrets in logs and errors", "TestCanary TestPasswordNotInErrors", ""},
 	{"the history is changed in the database", "TestTamperedHistory testChain", ""},
