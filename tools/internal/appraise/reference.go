@@ -121,7 +121,7 @@ func (r *Reference) Warnings() []string { return slices.Clone(r.warnings) }
 // Size is about the memory in bytes that r holds.
 func (r *Reference) Size() int { return r.table.size() }
 
-// Firmware says whether the first quote of a boot has to come with the firmware's log.
+// Firmware says whether a quote of each boot has to come with the firmware's log.
 func (r *Reference) Firmware() bool { return r.rules.Firmware.SecureBoot || len(r.boots) > 0 }
 
 // Terms are what evidence is held against beside the [Reference.Selection].

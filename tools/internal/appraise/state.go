@@ -107,6 +107,9 @@ func (s State) Continues(ref *Reference) bool {
 	return ref != nil && bytes.Equal(s.s.Reference, ref.digest[:])
 }
 
+// Firmware says whether the firmware's log of the boot was read. It may come with any quote.
+func (s State) Firmware() bool { return s.s.SecureBoot != secureUnknown }
+
 // MarshalBinary writes s as JSON, at most some 200 KB, and mostly less than one.
 func (s State) MarshalBinary() ([]byte, error) {
 	s.s.Version = stateVersion

@@ -83,6 +83,42 @@ func TestFirmware(t *testing.T) {
 	}
 }
 
+// TestFirmwareLate: a log that could not come with the first quote of a boot comes with another.
+func TestFirmwareLate(t *testing.T) {
+	w := newWorld(t)
+	put := func(rules string) {
+		w.api("POST", "/policies/p?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n" + rules,
+			"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
+	}
+	put("")
+	d := evidencetest.New(t, "d")
+	booted(t, d, "debian-bpf-ovmf-secureboot-uki")
+	w.enrolSoft(d)
+	w.assign(d.ID, "p")
+	location, asked, err := d.Negotiate(w.verifierOf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("[firmware]\nsecure_boot = true") // while the device answers
+	if _, err := d.Submit(w.verifierOf(), location, d.Collect(asked)); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(d.ID, store.Unverified, "firmware_log_missing")
+	w.judge(d, store.Trusted, "")
+	if _, asked, err := d.Negotiate(w.verifierOf()); err != nil || len(asked.Requested) != 2 {
+		t.Errorf("it is asked for again: %+v, %v", asked.Requested, err)
+	}
+	without := evidencetest.New(t, "without")
+	booted(t, without, "debian-bpf-ovmf")
+	log := without.Firmware
+	without.Firmware = nil
+	w.enrolSoft(without)
+	w.assign(without.ID, "p")
+	w.judge(without, store.Unverified, "firmware_log_missing")
+	without.Firmware = log
+	w.judge(without, store.Untrusted, "secure_boot")
+}
+
 // TestFirmwareForged: a log that the PCRs do not bear out, or none, is no Secure Boot.
 func TestFirmwareForged(t *testing.T) {
 	w := newWorld(t)
