@@ -344,6 +344,9 @@ func (c *compiler) identify() {
 
 func (c *compiler) lint() error {
 	c.warnings = c.rules.lint()
+	if len(c.pins) == 0 && !c.rules.Firmware.SecureBoot {
+		c.warnings = append(c.warnings, "no [[pcr]] and no firmware.secure_boot: nothing says which kernel was booted, and another one can make up any list")
+	}
 	for _, p := range c.patterns {
 		for _, path := range []string{"/usr/bin/a", "/usr/lib/a", "/bin/a", "/sbin/a", "/lib/a", "/tmp/a", "/tmpa", "/home/user/a", "/run/a"} {
 			if p.regexp.MatchString(path) {
