@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -134,6 +136,63 @@ func TestStateFolder(t *testing.T) {
 		t.Error("the key is the old one")
 	}
 	m.call(exitUntrusted, "run", "--once")
+}
+
+// TestStateFolderTraps: the user that the agent becomes may put anything into its folder, and
+// root, which opens it, gives no file of another away and writes into none.
+func TestStateFolderTraps(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root gives a folder away")
+	}
+	dir := t.TempDir()
+	victim, state := filepath.Join(dir, "victim"), filepath.Join(dir, "state")
+	const text = "of root\n"
+	if err := os.WriteFile(victim, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := openFolder(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	const uid = 4711
+	for name, trap := range map[string]func(string) error{
+		"hard link":     func(path string) error { return os.Link(victim, path) },
+		"symbolic link": func(path string) error { return os.Symlink(victim, path) },
+		"fifo":          func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"folder":        func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		for _, where := range []string{"any", "." + stateFile + ".tmp"} {
+			path := filepath.Join(state, where)
+			if err := trap(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.give(uid, uid); err == nil {
+				t.Errorf("%s: given away", name)
+			}
+			if err := f.save(&State{Schema: schemaState}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := f.give(uid, uid); err != nil {
+		t.Error(err)
+	}
+	for path, want := range map[string]uint32{victim: 0, state: uid, filepath.Join(state, stateFile): uid, filepath.Join(state, "lock"): uid} {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Sys().(*syscall.Stat_t).Uid; got != want {
+			t.Errorf("%s belongs to %d, want %d", path, got, want)
+		}
+	}
+	if got, err := os.ReadFile(victim); err != nil || string(got) != text {
+		t.Errorf("the victim: %q, %v", got, err)
+	}
 }
 
 // TestWrongServer: a server with a certificate of somebody else is told nothing.

@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 )
 
@@ -114,26 +112,22 @@ func (f *folder) give(uid, gid int) error {
 	return nil
 }
 
-// giveFile gives away what has this name only: the folder was that user's before, who could
-// have given a file of root's a second name there (the kernel alone does not forbid it:
-// fs.protected_hardlinks is 0 until somebody sets it).
+// giveFile refuses what is no file of the folder alone: the user that it is given to could
+// put a second name of any other file there, and have it.
 func giveFile(path string, uid, gid int) error {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: path, Err: err}
+		return err
 	}
-	defer unix.Close(fd)
-	var at unix.Stat_t
-	if err := unix.Fstat(fd, &at); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
 	}
-	if at.Nlink != 1 && at.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return fmt.Errorf("%s has another name, too: remove this one", path)
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || st.Nlink != 1 {
+		return fmt.Errorf("%s is not a file of the agent's alone: remove it", path)
 	}
-	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
-		return &fs.PathError{Op: "chown", Path: path, Err: err}
-	}
-	return nil
+	return file.Chown(uid, gid)
 }
 
 func (f *folder) read(name string) ([]byte, error) {
@@ -158,12 +152,12 @@ func (f *folder) write(name string, b []byte) error {
 	return f.rename("."+name+".tmp", name)
 }
 
-// writeSync makes a new file, as one that is there could be another file by a second name.
+// writeSync makes the file anew: one that is there may be another's by a second name.
 func writeSync(path string, b []byte) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}

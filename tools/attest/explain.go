@@ -171,13 +171,18 @@ type evidenceExplanation struct {
 	Verdict   appraise.Verdict `json:"verdict"`
 }
 
-// explain judges a bundle as the verifier does that kept it; ref may be nil.
+// explain judges a bundle as the verifier does that kept it, or would with the policies of
+// ref, which may be nil.
 func explain(b *evidence.Bundle, ref *appraise.Reference) (*evidenceExplanation, error) {
 	e := &evidenceExplanation{Schema: schemaExplain, Device: b.Device, At: b.At.UTC()}
 	for _, p := range b.Policies {
 		e.Compared = append(e.Compared, p.Name)
 	}
-	claims, _, err := b.Verify()
+	held := *b
+	if ref != nil && b.Asked.Whole() { // of a part other policies are never enough
+		held.Terms = ref.Terms()
+	}
+	claims, _, err := held.Verify()
 	if err != nil {
 		e.Verdict = appraise.Refused(err)
 		return e, nil

@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -20,6 +22,7 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence/evidencetest"
+	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/server"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
@@ -318,6 +321,42 @@ func TestExplainOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	needs("--policy", w.files["image@1"])
+}
+
+// TestExplainTerms: what a policy takes of old kernels is not taken for another policy.
+func TestExplainTerms(t *testing.T) {
+	w := newExplainWorld(t)
+	w.policy("old", "weak_digests = true\npadding = \"before-5.8\"", "/sbin/init")
+	w.policy("new", "", "/sbin/init")
+	d := w.enrol("gateway-17")
+	w.do("PATCH", "/devices/gateway-17", map[string]any{"policies": []string{"old"}}, http.StatusOK)
+	d.Run("/sbin/init", contentOf("/sbin/init"))
+	padded := make([]byte, sha256.Size)
+	for r := ima.NewListReader(d.List, ima.Form{Order: binary.LittleEndian, Hash: ima.SHA1}, 0); ; {
+		e, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(append(append(padded, e.Digest...), make([]byte, sha256.Size-len(e.Digest))...))
+		padded = sum[:]
+	}
+	d.PCRs["sha256"][10] = padded
+	if _, err := d.Attest(w.verifier); err != nil {
+		t.Fatal(err)
+	}
+	var k kept
+	w.get("/devices/gateway-17/verdict", &k)
+	if k.Verdict.Status != "trusted" || w.same(k) {
+		t.Fatalf("%+v: the evidence is to be of the whole list, and trusted", k)
+	}
+	file, _ := w.bundle(k.Event.Evidence)
+	code, e := w.explain(file, "--policy", w.files["new@1"])
+	if code != exitNotAuthentic || e.Verdict.Status != appraise.Broken || e.Verdict.Reasons[0].Code != appraise.Code(evidence.CodeMismatch) {
+		t.Errorf("exit code %d, %+v", code, e.Verdict)
+	}
 }
 
 // TestFleetExplain: what an operator is told of a device that is not green, and what to do.

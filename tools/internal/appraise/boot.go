@@ -2,6 +2,7 @@ package appraise
 
 import (
 	"bytes"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -40,63 +41,77 @@ func (j *judge) firmware() {
 	}
 }
 
+// lastBootPCR is the last that boot_aggregate is computed of.
+const lastBootPCR = 9
+
 // secureBootPCR is where the firmware measures the policy of Secure Boot (PFP 3.3.4.8).
 const secureBootPCR = 7
 
 // globalVariable is EFI_GLOBAL_VARIABLE (UEFI 2.10, section 3.3).
 const globalVariable = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
-// secureBoot says whether the firmware measured that Secure Boot was on, before its
-// separator: whatever comes behind that may have been measured by anyone. The name of the
-// variable has to be under the digest too, which [bootlog.Event.Proven] does not ask for.
+// secureBoot says whether the firmware measured that Secure Boot was on: the first event of
+// PCR 7 (PFP 3.3.4.8), before a separator ends what the firmware measured. A log's types are
+// under no digest, so that whoever sends it may pass an event off as one of another type:
+// both are known by what was extended. The name of the variable has to be under the digest
+// too, which [bootlog.Event.Proven] does not ask for.
 func secureBoot(events []bootlog.Event) bool {
 	on := false
 	for i := range events {
 		e := &events[i]
-		if e.PCR != secureBootPCR {
+		if e.PCR != secureBootPCR || e.Type == bootlog.NoAction { // the replay passed over the latter
 			continue
 		}
-		switch e.Type {
-		case bootlog.Separator:
-			return on && hasDigest(e)
-		case bootlog.VariableDriverConfig:
-			d, err := e.Details()
-			v, ok := d.(*bootlog.Variable)
-			if err != nil || !ok || v.Name != "SecureBoot" || v.Vendor.String() != globalVariable {
-				continue
-			}
-			if on = bytes.Equal(v.Data, []byte{1}) && hasDigest(e); !on {
-				return false
-			}
+		if isSeparator(e) {
+			return on
+		}
+		d, err := e.Details()
+		v, ok := d.(*bootlog.Variable)
+		isVariable := err == nil && ok && v.Name == "SecureBoot" && v.Vendor.String() == globalVariable
+		switch {
+		case !on && hasDigest(e, []byte(dmaAction)):
+		case isVariable && bytes.Equal(v.Data, []byte{1}) && hasDigest(e, e.Data):
+			on = true
+		case isVariable || !on:
+			return false
 		}
 	}
 	return false
 }
 
-// hasDigest says whether every SHA-2 digest of e, of which there has to be one, is of all its data.
-func hasDigest(e *bootlog.Event) bool {
-	known := false
+// dmaAction is the EV_EFI_ACTION of a firmware whose protection against DMA is off, which
+// may come before all else; a debugger's ("UEFI Debug Mode") may not.
+const dmaAction = "DMA Protection Disabled"
+
+// isSeparator says whether the digests of e are those of an EV_SEPARATOR of a firmware that
+// met no error (PFP 10.4.1).
+func isSeparator(e *bootlog.Event) bool {
+	return hasDigest(e, []byte{0, 0, 0, 0}) || hasDigest(e, []byte{0xff, 0xff, 0xff, 0xff})
+}
+
+// hasDigest says whether every digest of e, of which there has to be one, is that of data.
+func hasDigest(e *bootlog.Event, data []byte) bool {
 	for _, d := range e.Digests {
 		var sum []byte
 		switch d.Alg {
+		case bootlog.SHA1:
+			s := sha1.Sum(data)
+			sum = s[:]
 		case bootlog.SHA256:
-			s := sha256.Sum256(e.Data)
+			s := sha256.Sum256(data)
 			sum = s[:]
 		case bootlog.SHA384:
-			s := sha512.Sum384(e.Data)
+			s := sha512.Sum384(data)
 			sum = s[:]
 		case bootlog.SHA512:
-			s := sha512.Sum512(e.Data)
+			s := sha512.Sum512(data)
 			sum = s[:]
-		default:
-			continue
 		}
 		if !bytes.Equal(sum, d.Sum) {
 			return false
 		}
-		known = true
 	}
-	return known
+	return len(e.Digests) > 0
 }
 
 // pinned is what became of the pins: the releases that the quoted PCRs allow, and those of

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/meta-attest/meta-attest/tools/internal/bootlog"
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
+	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
 
 const logs = "../bootlog/testdata/"
@@ -84,12 +86,19 @@ func TestSecureBootForged(t *testing.T) {
 	other.Digests = no.Digests
 	value := yes // the digest is that of the value alone, as EDK2 has it for other variables
 	value.Digests = []bootlog.Digest{{Alg: bootlog.SHA256, Sum: hashOf(4, []byte{1})}}
-	sha1 := yes
-	sha1.Digests = yes.Digests[:1]
-	if sha1.Digests[0].Alg != bootlog.SHA1 {
-		t.Fatal("the first digest is not SHA-1")
+	// Nothing that is proven says of what type an event is.
+	retyped := func(e bootlog.Event, typ bootlog.Type) bootlog.Event {
+		e.Type = typ
+		return e
 	}
-	if !secureBoot([]bootlog.Event{yes, separator}) {
+	bare := yes
+	bare.Digests = nil
+	unknown := yes
+	unknown.Digests = append([]bootlog.Digest{{Alg: bootlog.SM3, Sum: make([]byte, 32)}}, yes.Digests...)
+	action := func(text string) bootlog.Event {
+		return bootlog.Event{PCR: secureBootPCR, Type: bootlog.EFIAction, Data: []byte(text), Digests: []bootlog.Digest{{Alg: bootlog.SHA256, Sum: hashOf(4, []byte(text))}}}
+	}
+	if !secureBoot([]bootlog.Event{retyped(no, bootlog.NoAction), action("DMA Protection Disabled"), yes, separator}) {
 		t.Error("not seen")
 	}
 	for name, events := range map[string][]bootlog.Event{
@@ -102,10 +111,59 @@ func TestSecureBootForged(t *testing.T) {
 		"on, then off":       {yes, no, separator},
 		"no such separator":  {yes, other},
 		"value alone":        {value, separator},
-		"SHA-1 alone":        {sha1, separator},
+		"a debugger":         {action("UEFI Debug Mode"), yes, separator},
+		"no digest":          {bare, separator},
+		"a digest of a kind that cannot be computed":      {unknown, separator},
+		"off and separator passed off as others, then on": {retyped(no, bootlog.PostCode), retyped(separator, bootlog.PostCode), yes, separator},
+		"off passed off as another, then on":              {retyped(no, bootlog.PostCode), yes, separator},
+		"separator passed off as another, then on":        {retyped(separator, bootlog.Action), yes, separator},
 	} {
 		if secureBoot(events) {
 			t.Errorf("%s: taken for on", name)
+		}
+	}
+}
+
+// TestSecureBootOtherBank: a digest of a bank that is not quoted proves nothing, also where
+// the log leads to the PCRs of the bank that is.
+func TestSecureBootOtherBank(t *testing.T) {
+	ref := compile(t, "weak_digests = true\nbank = \"sha1\"\nfirmware.secure_boot = true", one)
+	on, _ := readLog(t, "debian-bpf-ovmf-secureboot-uki.bin")
+	first := func(l *bootlog.Log) *bootlog.Event {
+		for i := range l.Events {
+			if l.Events[i].PCR == secureBootPCR {
+				return &l.Events[i]
+			}
+		}
+		t.Fatal("no event of PCR 7")
+		return nil
+	}
+	for name, want := range map[string]string{
+		"debian-bpf-ovmf-secureboot-uki.bin": "trusted 1.0",
+		"debian-bpf-ovmf.bin":                "untrusted 1.0; secure_boot",
+	} {
+		l, _ := readLog(t, name)
+		d := newDevice(t)
+		d.pcrsAsked = evidence.Selection{"sha1": {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}
+		d.reset()
+		pcrs, err := l.Replay(bootlog.SHA1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for pcr := range imaPCR {
+			d.pcrs[ima.SHA1][pcr] = pcrs[pcr]
+		}
+		forged, real := first(l), first(on)
+		forged.Data = real.Data
+		forged.Digests = []bootlog.Digest{forged.Digests[0], real.Digests[1]}
+		if forged.Digests[0].Alg != bootlog.SHA1 || forged.Digests[1].Alg != bootlog.SHA256 {
+			t.Fatal("the digests are not SHA-1 and SHA-256")
+		}
+		d.firmware = l.Append(nil)
+		d.entry("ima-ng", "sha1:", d.boots(ima.SHA1), "boot_aggregate")
+		d.file("/usr/bin/ls", content("ls"))
+		if v, _ := judged(t, d.attest(0), ref, State{}); told(v) != want {
+			t.Errorf("%s: %s", name, told(v))
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -256,11 +255,9 @@ func parsePublicKey(s string) (signer, error) {
 }
 
 // isKey says whether a measured buffer is what Linux measures of a key: its certificate or
-// the key itself (keylime/ima/file_signatures.py, get_pubkey).
+// the key itself, in DER. Keylime (get_pubkey of keylime/ima/file_signatures.py) takes PEM
+// too, which Linux loads no key from, and which may stand anywhere in something else.
 func isKey(b []byte) bool {
-	if block, _ := pem.Decode(b); block != nil {
-		b = block.Bytes
-	}
 	if _, err := x509.ParseCertificate(b); err == nil {
 		return true
 	}

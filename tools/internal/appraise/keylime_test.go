@@ -1,17 +1,23 @@
 package appraise
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"encoding/binary"
+	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 )
@@ -122,6 +128,43 @@ func TestKeylime(t *testing.T) {
 				t.Errorf("Keylime refuses %v; it is said that we differ: %q", tt.Refused, tt.Differs)
 			}
 		})
+	}
+}
+
+// TestIgnoredKeyrings: keys pass, and no file does that is passed off as one. The name of a
+// template is not measured, so that "ima-buf" may stand over what was "ima-sig", with the
+// label of the file for the buffer: of a file whose label is its content the digest is right.
+func TestIgnoredKeyrings(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := append([]byte("\x03 # a label begins so\n: <<X\n"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	script = append(script, "X\n/tmp/evil\n"...)
+	for _, ignored := range []string{"*", ".x"} {
+		ref := compile(t, "", Release{Name: "k", Keylime: []byte(strings.Replace(goodPolicy, `"ignored_keyrings":[]`, `"ignored_keyrings":["`+ignored+`"]`, 1))})
+		for _, c := range []struct {
+			name string
+			buf  []byte
+			want string
+		}{
+			{".x", der, "unverified k; nothing_measured"},
+			{".x", script, "untrusted k; unknown_buffer 1 .x; nothing_measured"},
+			{"/tmp/a", der, "untrusted k; unknown_buffer 1 /tmp/a; nothing_measured"},
+			{"/tmp/a", script, "untrusted k; unknown_buffer 1 /tmp/a; nothing_measured"},
+			{"a.sh", script, "untrusted k; unknown_buffer 1 a.sh; nothing_measured"}, // of a file system that is not mounted
+		} {
+			d := newDevice(t)
+			d.buffer(c.name, c.buf)
+			if v, _ := judged(t, d.attest(0), ref, State{}); told(v) != c.want {
+				t.Errorf("ignored %q, %s: %s, want %s", ignored, c.name, told(v), c.want)
+			}
+		}
 	}
 }
 

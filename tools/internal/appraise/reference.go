@@ -121,7 +121,7 @@ func (r *Reference) Warnings() []string { return slices.Clone(r.warnings) }
 // Size is about the memory in bytes that r holds.
 func (r *Reference) Size() int { return r.table.size() }
 
-// Firmware says whether the first quote of a boot has to come with the firmware's log.
+// Firmware says whether a quote of each boot has to come with the firmware's log.
 func (r *Reference) Firmware() bool { return r.rules.Firmware.SecureBoot || len(r.boots) > 0 }
 
 // Terms are what evidence is held against beside the [Reference.Selection].
@@ -344,6 +344,9 @@ func (c *compiler) identify() {
 
 func (c *compiler) lint() error {
 	c.warnings = c.rules.lint()
+	if len(c.pins) == 0 && !c.rules.Firmware.SecureBoot {
+		c.warnings = append(c.warnings, "no [[pcr]] and no firmware.secure_boot: nothing says which kernel was booted, and another one can make up any list")
+	}
 	for _, p := range c.patterns {
 		for _, path := range []string{"/usr/bin/a", "/usr/lib/a", "/bin/a", "/sbin/a", "/lib/a", "/tmp/a", "/tmpa", "/home/user/a", "/run/a"} {
 			if p.regexp.MatchString(path) {

@@ -128,14 +128,19 @@ pcr = [{index = 14, values = ["sha1:`+strings.Repeat("00", 20)+`"]}]`, one)
 }
 
 func TestWarnings(t *testing.T) {
-	if w := compile(t, `exclude = [{path = "/srv/data/*.log"}]`, one).Warnings(); len(w) != 0 {
-		t.Error(w)
+	const log = `exclude = [{path = "/srv/data/*.log"}]`
+	pinned := compile(t, log, Release{Name: "k", Keylime: []byte(goodPolicy), TPMPolicy: []byte(`{"4": "` + strings.Repeat("00", 32) + `"}`)})
+	for _, w := range [][]string{compile(t, log+"\nfirmware.secure_boot = true", one).Warnings(), pinned.Warnings()} {
+		if len(w) != 0 {
+			t.Error(w)
+		}
 	}
 	for rules, want := range map[string]string{
 		`exclude = [{path = "/usr/**"}]`:                    "exclude /usr/**: what runs from /usr/bin is not judged",
 		`exclude = [{path = "/tmp/**"}]`:                    "exclude /tmp/**: whoever may write to /tmp runs programs unseen",
 		`violation = [{path = "/var/**", action = "warn"}]`: "violation /var/**: no PCR proves",
 		`violations = "warn"`:                               "violations",
+		log:                                                 "nothing says which kernel was booted",
 		`weak_digests = true`:                               "weak_digests",
 		"weak_digests = true\nbank = \"sha1\"":              "two measurement lists can be made",
 		`buffer = [{name = ".ima", any = true}]`:            "any key may be added",

@@ -117,7 +117,7 @@ func (w *bootWalk) event(e *bootlog.Event) string {
 
 // separatorOf refuses what is not a separator between firmware and boot loader.
 func separatorOf(e *bootlog.Event) string {
-	if !hasDigest(e) || !bytes.Equal(e.Data, []byte{0, 0, 0, 0}) && !bytes.Equal(e.Data, []byte{0xff, 0xff, 0xff, 0xff}) {
+	if !hasDigest(e, e.Data) || !bytes.Equal(e.Data, []byte{0, 0, 0, 0}) && !bytes.Equal(e.Data, []byte{0xff, 0xff, 0xff, 0xff}) {
 		return "the firmware reports an error, or something else than a separator"
 	}
 	return ""
@@ -131,7 +131,7 @@ var actions = map[uint32][]string{
 }
 
 func actionOf(e *bootlog.Event) string {
-	if !slices.Contains(actions[e.PCR], string(e.Data)) || !hasDigest(e) {
+	if !slices.Contains(actions[e.PCR], string(e.Data)) || !hasDigest(e, e.Data) {
 		return fmt.Sprintf("action %.80q is none that is expected", e.Data)
 	}
 	return ""
@@ -162,7 +162,7 @@ func (w *bootWalk) config(e *bootlog.Event) string {
 	switch {
 	case why != "":
 		return why
-	case !hasDigest(e):
+	case !hasDigest(e, e.Data):
 		return "its digest is not of its variable"
 	case w.separated[secureBootPCR]:
 		return "it comes behind the separator, where anybody can measure"

@@ -2,6 +2,7 @@ package appraise
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,10 +30,11 @@ type State struct{ s state }
 
 type state struct {
 	Version   int    `json:"version"`
-	Reference []byte `json:"reference"` // digest
-	AK        []byte `json:"ak"`        // name of the key
-	Resets    uint32 `json:"resets"`    // the TPM's counter: the boot
-	Next      int    `json:"next"`      // the entry to judge next
+	Reference []byte `json:"reference"`      // digest
+	AK        []byte `json:"ak"`             // name of the key
+	Resets    uint32 `json:"resets"`         // the TPM's counter: the boot,
+	Boot      []byte `json:"boot,omitempty"` // and the digest of what firmware and boot loader measured
+	Next      int    `json:"next"`           // the entry to judge next
 
 	Fits       mask      `json:"fits"`    // releases that everything fits
 	Misfits    []int     `json:"misfits"` // by release: entries that do not fit it
@@ -70,7 +72,7 @@ type misfit struct {
 
 func newState(ref *Reference, c *evidence.Claims) state {
 	s := state{
-		Version: stateVersion, Reference: bytes.Clone(ref.digest[:]), AK: c.AK().Name(), Resets: c.Clock().ResetCount,
+		Version: stateVersion, Reference: bytes.Clone(ref.digest[:]), AK: c.AK().Name(), Resets: c.Clock().ResetCount, Boot: bootOf(c),
 		Fits: ref.all, Misfits: make([]int, len(ref.names)), Left: make([]int, len(ref.names)),
 	}
 	for i := range s.Left {
@@ -79,9 +81,24 @@ func newState(ref *Reference, c *evidence.Claims) state {
 	return s
 }
 
-// sameBoot says whether s is of the boot of c, judged by ref.
+// sameBoot says whether s is of the boot of c, judged by ref. The counter alone does not say
+// it: it does not grow with a boot after a suspend that was not resumed (TPM Restart), and
+// whoever boots so can extend IMA's PCR to the value that it had before.
 func (s *state) sameBoot(ref *Reference, c *evidence.Claims) bool {
-	return bytes.Equal(s.Reference, ref.digest[:]) && bytes.Equal(s.AK, c.AK().Name()) && s.Resets == c.Clock().ResetCount
+	return bytes.Equal(s.Reference, ref.digest[:]) && bytes.Equal(s.AK, c.AK().Name()) && s.Resets == c.Clock().ResetCount && bytes.Equal(s.Boot, bootOf(c))
+}
+
+// bootOf is a digest of the quoted values of PCR 0 to 9, of which boot_aggregate and the
+// firmware's log are: within a boot nothing extends them.
+func bootOf(c *evidence.Claims) []byte {
+	h := sha256.New()
+	for _, p := range c.PCRs() {
+		if p.Index <= lastBootPCR {
+			h.Write([]byte{byte(p.Bank), byte(p.Index)})
+			h.Write(p.Value)
+		}
+	}
+	return h.Sum(nil)
 }
 
 // Continues says whether s was made with ref. If not, the next list has to be asked for
@@ -89,6 +106,9 @@ func (s *state) sameBoot(ref *Reference, c *evidence.Claims) bool {
 func (s State) Continues(ref *Reference) bool {
 	return ref != nil && bytes.Equal(s.s.Reference, ref.digest[:])
 }
+
+// Firmware says whether the firmware's log of the boot was read. It may come with any quote.
+func (s State) Firmware() bool { return s.s.SecureBoot != secureUnknown }
 
 // MarshalBinary writes s as JSON, at most some 200 KB, and mostly less than one.
 func (s State) MarshalBinary() ([]byte, error) {

@@ -138,7 +138,7 @@ func (j *judge) demands(v *Verdict) {
 	if j.ref.rules.Firmware.SecureBoot {
 		switch s.SecureBoot {
 		case secureUnknown:
-			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "the firmware's event log did not come with the first quote of this boot: attest-agent doctor says whether the device has one; then reboot it"})
+			v.doubt(Reason{Code: CodeNoFirmwareLog, Advice: "no firmware's event log came with a quote of this boot: attest-agent doctor says whether the device has one"})
 		case secureOff:
 			v.refuse(Reason{Code: CodeSecureBoot, Expected: []string{"SecureBoot on"}, Seen: "not proven by the firmware's event log", Advice: "turn Secure Boot on in the firmware's settings"})
 		}

@@ -43,8 +43,8 @@ func (c *Claims) Clock() Clock { return c.clock }
 // FirmwareVersion is that of the TPM, as the quote has it (see [Clock] for foreign keys).
 func (c *Claims) FirmwareVersion() uint64 { return c.firmware }
 
-// Rebooted says that this is the first evidence of a boot, so that Entries begin with the
-// boot's first.
+// Rebooted says that this is the first evidence of a boot, or that it may be: see
+// [Clock].RestartCount. Entries then begin with the boot's first.
 func (c *Claims) Rebooted() bool { return c.rebooted }
 
 // PCRs are all quoted values: bank after bank, ascending.
@@ -87,8 +87,8 @@ func (c *Claims) bankValues(bank ima.HashAlgo) map[int][]byte {
 
 // Firmware are the events of the firmware's log that lead to quoted PCR values, in the
 // order of the log: those of PCR 0 to 9 all, of the others those of PCRs that nobody has
-// extended since. Nil where no log was asked for. What of an event's data is proven,
-// [bootlog.Event.Proven] says.
+// extended since. They have the digests of quoted banks only. Nil where no log was asked
+// for. What of an event's data is proven, [bootlog.Event.Proven] says; its type never is.
 func (c *Claims) Firmware() []bootlog.Event { return slices.Clone(c.events) }
 
 // First is the number of the first of Entries in the boot's list: those before it were

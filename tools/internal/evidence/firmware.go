@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/meta-attest/meta-attest/tools/internal/bootlog"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
@@ -28,7 +29,7 @@ func bootAlg(hash ima.HashAlgo) (bootlog.Alg, bool) {
 }
 
 // replayFirmware compares the event log with every quoted bank for which it has digests,
-// and keeps the events whose PCRs it leads to.
+// and keeps the events whose PCRs it leads to, with the digests that lead there.
 func (c *Claims) replayFirmware(log []byte, weak bool) error {
 	if log == nil {
 		return refuse(CodeMissingLog, "replay event log: the device sent none")
@@ -40,45 +41,73 @@ func (c *Claims) replayFirmware(log []byte, weak bool) error {
 	if err != nil {
 		return &Error{Code: CodeFirmwareLog, Err: err}
 	}
-	proven, strong := map[int]bool{}, false
+	quoted := map[int]bool{}
 	for _, p := range c.pcrs {
-		proven[p.Index] = true
+		quoted[p.Index] = true
 	}
 	for pcr := range firstLoaderPCR {
-		if !proven[pcr] {
+		if !quoted[pcr] {
 			return refuse(CodeExpectation, "replay event log: PCR %d was not asked for, so that the log would prove nothing", pcr)
 		}
 	}
-	for _, b := range bankNames {
-		quoted := c.bankValues(b.hash)
-		if len(quoted) == 0 || !hasDigests(parsed, bootlog.Alg(b.alg)) {
-			continue
-		}
-		values, err := parsed.Replay(bootlog.Alg(b.alg))
-		if err != nil {
-			return &Error{Code: CodeFirmwareLog, Err: err}
-		}
-		strong = strong || !b.hash.Weak()
-		for pcr, value := range quoted {
-			if bytes.Equal(values[pcr], value) {
-				continue
-			}
-			if pcr <= lastBootPCR {
-				return refuse(CodeFirmwarePCRs, "replay event log: it leads PCR %d of bank %s to %x, quoted is %x", pcr, b.name, values[pcr], value)
-			}
-			proven[pcr] = false
-		}
+	proven, err := c.provenBanks(parsed)
+	if err != nil {
+		return err
 	}
-	if !strong && !weak {
-		return refuse(CodeFirmwareLog, "replay event log: it has digests of no quoted bank that is better than SHA-1")
+	for pcr := range firstLoaderPCR {
+		if !slices.ContainsFunc(proven[pcr], func(b ima.HashAlgo) bool { return weak || !b.Weak() }) {
+			return refuse(CodeFirmwareLog, "replay event log: of PCR %d it has digests of no quoted bank that is better than SHA-1", pcr)
+		}
 	}
 	c.events = []bootlog.Event{}
 	for _, e := range parsed.Events {
-		if proven[int(e.PCR)] {
+		if banks := proven[int(e.PCR)]; len(banks) > 0 {
+			e.Digests = digestsOf(&e, banks)
 			c.events = append(c.events, e)
 		}
 	}
 	return nil
+}
+
+// provenBanks are, by PCR, the banks in which the log leads to the quoted value; none where
+// it leads to another.
+func (c *Claims) provenBanks(log *bootlog.Log) (map[int][]ima.HashAlgo, error) {
+	proven, later := map[int][]ima.HashAlgo{}, map[int]bool{}
+	for _, b := range bankNames {
+		quoted := c.bankValues(b.hash)
+		if len(quoted) == 0 || !hasDigests(log, bootlog.Alg(b.alg)) {
+			continue
+		}
+		values, err := log.Replay(bootlog.Alg(b.alg))
+		if err != nil {
+			return nil, &Error{Code: CodeFirmwareLog, Err: err}
+		}
+		for pcr, value := range quoted {
+			switch {
+			case bytes.Equal(values[pcr], value):
+				proven[pcr] = append(proven[pcr], b.hash)
+			case pcr <= lastBootPCR:
+				return nil, refuse(CodeFirmwarePCRs, "replay event log: it leads PCR %d of bank %s to %x, quoted is %x", pcr, b.name, values[pcr], value)
+			default:
+				later[pcr] = true
+			}
+		}
+	}
+	for pcr := range later {
+		delete(proven, pcr)
+	}
+	return proven, nil
+}
+
+// digestsOf are the digests of e in banks. Those of other banks were extended into nothing
+// that is quoted, so that whoever sends the log may write there what he likes.
+func digestsOf(e *bootlog.Event, banks []ima.HashAlgo) (proven []bootlog.Digest) {
+	for _, bank := range banks {
+		if alg, ok := bootAlg(bank); ok && e.Digest(alg) != nil {
+			proven = append(proven, bootlog.Digest{Alg: alg, Sum: e.Digest(alg)})
+		}
+	}
+	return proven
 }
 
 func hasDigests(log *bootlog.Log, alg bootlog.Alg) bool {

@@ -22,6 +22,7 @@ func TestHistories(t *testing.T) {
 		var old []*Evidence
 		var proven, measured []string
 		measured = []string{"boot_aggregate"}
+		boots := 0
 		r.Repeat(map[string]func(*rapid.T){
 			"measure": func(*rapid.T) {
 				p := fmt.Sprintf("/file%d", len(measured))
@@ -29,6 +30,13 @@ func TestHistories(t *testing.T) {
 				measured = append(measured, p)
 			},
 			"suspend": func(*rapid.T) { d.attest.clock.RestartCount++ },
+			"suspend, then boot": func(*rapid.T) { // TPM Restart: PCRs are new, resetCount is not
+				d.boot()
+				d.attest.clock.RestartCount++
+				boots++
+				measured = []string{"boot_aggregate", fmt.Sprintf("/boot%d", boots)}
+				d.measure(measured[1])
+			},
 			"boot": func(*rapid.T) {
 				d.boot()
 				d.attest.clock.ResetCount++
@@ -39,6 +47,14 @@ func TestHistories(t *testing.T) {
 				d.tick()
 				booted := len(state.AK) == 0 || d.attest.clock.ResetCount != state.Clock.ResetCount
 				offset := state.Offset(want)
+				if !booted && !slices.Equal(proven, measured[:min(len(proven), len(measured))]) {
+					ev := d.evidence(want, min(offset, len(measured)))
+					ev.Offset = offset
+					if _, _, err := Verify(ev, want, state); CodeOf(err) != CodeMismatch {
+						r.Fatalf("after a boot that the counters do not tell from a resume: %v", err)
+					}
+					booted, offset = true, 0
+				}
 				if booted && offset > 0 {
 					if _, _, err := Verify(d.evidence(want, 0+min(offset, len(measured))), want, state); CodeOf(err) != CodeReboot {
 						r.Fatalf("after a boot: %v", err)

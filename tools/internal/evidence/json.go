@@ -18,7 +18,12 @@ const (
 	MaxSize = 32 << 20
 )
 
-const maxDepth = 16
+const (
+	maxDepth = 16
+	// maxValues are members and elements. Two bytes of JSON can stand for a structure of a
+	// hundred, so that a body is no bound for what is made of it.
+	maxValues = 4096
+)
 
 // Message is something that travels as JSON: the attributes of a resource in push
 // attestation, the whole body in the APIs of version 2.
@@ -111,10 +116,10 @@ func decode(r io.Reader, size int64, v any) error {
 	if !utf8.Valid(b) {
 		return errors.New("it is not UTF-8")
 	}
-	if err := json.Unmarshal(b, v); err != nil {
+	if err := scan(b); err != nil {
 		return err
 	}
-	return scan(b)
+	return json.Unmarshal(b, v)
 }
 
 // fold maps the letters that Unmarshal takes for the same to the first of them.
@@ -126,13 +131,21 @@ func fold(r rune) rune {
 	return first
 }
 
-// scan walks over valid JSON for what [json.Unmarshal] lets pass: a name that is there twice
-// in an object (it takes the last, other readers the first), and great depth.
+// scan looks for what [json.Unmarshal] lets pass, before that makes anything of it: too many
+// values, great depth, and a name that is there twice in an object (it takes the last, other
+// readers the first). What is no JSON is left to Unmarshal.
 func scan(b []byte) error {
 	var open []map[string]bool // nil for an array
 	isName := false            // whether a string that comes now is the name of a member
 	var folded []byte
+	values := 0
 	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[', ',':
+			if values++; values > maxValues {
+				return fmt.Errorf("it has more than %d values", maxValues)
+			}
+		}
 		switch b[i] {
 		case '{', '[':
 			var names map[string]bool
@@ -143,14 +156,14 @@ func scan(b []byte) error {
 				return fmt.Errorf("it is nested more than %d deep", maxDepth)
 			}
 		case '}', ']':
-			open = open[:len(open)-1]
+			open, isName = open[:max(0, len(open)-1)], false
 		case ',':
-			isName = open[len(open)-1] != nil
+			isName = len(open) > 0 && open[len(open)-1] != nil
 		case ':':
 			isName = false
 		case '"':
 			end := endOfString(b, i)
-			if isName {
+			if isName && end <= len(b) {
 				folded = appendFolded(folded[:0], b[i:end])
 				if open[len(open)-1][string(folded)] {
 					return fmt.Errorf("member %.40q is there twice", b[i+1:end-1])
@@ -163,9 +176,9 @@ func scan(b []byte) error {
 	return nil
 }
 
-// endOfString is where the string that begins at b[i] has ended.
+// endOfString is where the string that begins at b[i] has ended, behind b if it does not.
 func endOfString(b []byte, i int) int {
-	for i++; b[i] != '"'; i++ {
+	for i++; i < len(b) && b[i] != '"'; i++ {
 		if b[i] == '\\' {
 			i++
 		}
@@ -179,7 +192,7 @@ func appendFolded(to, quoted []byte) []byte {
 	for _, c := range quoted[1 : len(quoted)-1] {
 		if c == '\\' || c >= utf8.RuneSelf {
 			var name string
-			_ = json.Unmarshal(quoted, &name) // it is valid
+			_ = json.Unmarshal(quoted, &name) // what is not valid is refused later
 			return append(to[:0], strings.Map(fold, name)...)
 		}
 		if 'a' <= c && c <= 'z' {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -60,6 +61,44 @@ func TestDecodeIsStrict(t *testing.T) {
 	}
 	if _, err := Decode[SessionRequest](strings.NewReader(with(`"U"`, `"U","later":{"versions":["may","add"]}`))); err != nil {
 		t.Errorf("a member that is not known: %v", err)
+	}
+}
+
+// TestManyValues: what a body would be made into is bounded before it is made, not after.
+func TestManyValues(t *testing.T) {
+	for name, in := range map[string]string{
+		"elements": `{"data":{"type":"attestation","attributes":{"evidence_collected":[` + strings.Repeat("{},", 10*maxValues) + `{}]}}}`,
+		"members":  `{"data":{"type":"attestation","attributes":{"evidence_collected":[{}]` + members(10*maxValues) + `}}}`,
+		"unknown":  `{"x":[` + strings.Repeat("0,", 10*maxValues) + `0]}`,
+	} {
+		if _, err := Decode[Collected](strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), "values") {
+			t.Errorf("%s: %.200v", name, err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _ = Decode[Collected](strings.NewReader(in)) // seen above
+		runtime.ReadMemStats(&after)
+		taken := after.TotalAlloc - before.TotalAlloc
+		if taken > uint64(8*len(in))+1<<20 {
+			t.Errorf("%s: %d bytes are allocated for a body of %d", name, taken, len(in))
+		}
+	}
+}
+
+func members(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `,"%d":0`, i)
+	}
+	return b.String()
+}
+
+// TestNoJSON: the walk over a body comes before anybody looks whether it is JSON.
+func TestNoJSON(t *testing.T) {
+	for _, in := range []string{`"`, `"\`, `{"`, `{"\`, `}`, `]]]`, `{}"x"`, `{}"x","x"`, `,"a"`, `[,"a","a"`, `{]"a"`, `{"a":1}}"a","a"`, `{"a":"b","a`, `{"\u12":1}`} {
+		if _, err := Decode[SessionRequest](strings.NewReader(in)); CodeOf(err) != CodeMalformed || err == nil {
+			t.Errorf("%q: %v", in, err)
+		}
 	}
 }
 

@@ -47,7 +47,7 @@ type attest struct {
 type Clock struct {
 	Milliseconds uint64 `json:"clock"`
 	ResetCount   uint32 `json:"resetCount"`   // grows with each boot
-	RestartCount uint32 `json:"restartCount"` // grows with each resume from suspend
+	RestartCount uint32 `json:"restartCount"` // grows with each resume from suspend, and with a boot after one that was not resumed
 	Safe         bool   `json:"safe"`         // false after a power cut, until the clock has caught up
 }
 

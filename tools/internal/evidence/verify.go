@@ -145,7 +145,7 @@ func verify(ev *Evidence, want Expected, prev State) (*Claims, State, error) {
 	if len(prev.AK) > 0 && !bytes.Equal(prev.AK, want.AK.name) {
 		prev = State{} // the device was enrolled anew, with another key
 	}
-	if c.rebooted, err = prev.advance(a.clock); err != nil {
+	if c.rebooted, err = prev.advance(a.clock, ev.Offset == 0); err != nil {
 		return nil, prev, err
 	}
 	next := prev
@@ -167,8 +167,12 @@ func verify(ev *Evidence, want Expected, prev State) (*Claims, State, error) {
 }
 
 // advance compares the TPM's counters with the last ones. They are compared by their
-// difference, as what a TPM adds to those of some keys may make them wrap around.
-func (s State) advance(now Clock) (rebooted bool, err error) {
+// difference, as what a TPM adds to those of some keys may make them wrap around. After a
+// restart the PCRs are as they were, if the device resumed, or new, if it booted after a
+// suspend that nothing resumed (TPM Restart: TPM 2.0 part 3, TPM2_Startup): the counters are the
+// same. What goes on from a value that was quoted before is of the same boot; a whole list
+// is taken for that of another, so that nothing is believed of one boot for the other.
+func (s State) advance(now Clock, whole bool) (rebooted bool, err error) {
 	if len(s.AK) == 0 {
 		return true, nil
 	}
@@ -179,7 +183,7 @@ func (s State) advance(now Clock) (rebooted bool, err error) {
 	case resets < 0 || restarts < 0 || now.Milliseconds <= s.Clock.Milliseconds:
 		return false, refuse(CodeRewind, "check quote: the TPM's counters went from %+v to %+v", s.Clock, now)
 	}
-	return false, nil
+	return restarts > 0 && whole, nil
 }
 
 // debugPCR may be quoted unasked: Keylime's agents put the digest of a key there.

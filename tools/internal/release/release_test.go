@@ -69,10 +69,10 @@ func TestCompile(t *testing.T) {
 		warnings int
 		firmware bool
 	}{
-		"one":          {[]Named{{"image@1", signed}}, "image@1 v2", 0, false},
-		"two":          {[]Named{{"image@1", signed}, {"legacy", keylime}}, "image@1 v2, legacy", 0, false},
-		"no name":      {[]Named{{"", signed}}, "v2", 0, false},
-		"the second's": {[]Named{{"a", signed}, {"b", ruled(*keylime, "weak_digests = true")}}, "a v2, b", 1, false},
+		"one":          {[]Named{{"image@1", signed}}, "image@1 v2", 1, false},
+		"two":          {[]Named{{"image@1", signed}, {"legacy", keylime}}, "image@1 v2, legacy", 1, false},
+		"no name":      {[]Named{{"", signed}}, "v2", 1, false},
+		"the second's": {[]Named{{"a", signed}, {"b", ruled(*keylime, "weak_digests = true")}}, "a v2, b", 2, false},
 		"the first's":  {[]Named{{"a", ruled(*signed, "firmware = {secure_boot = true}")}, {"b", ruled(*keylime, "weak_digests = true")}}, "a v2, b", 0, true},
 	} {
 		ref, err := Compile([]*x509.Certificate{other, cert}, c.policies...)

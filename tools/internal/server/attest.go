@@ -88,13 +88,15 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*pen
 	asked.Requested = []evidence.Request{{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Parameters: evidence.Parameters{
 		Challenge: evidence.NewNonce(), Scheme: ak.Scheme(), Hash: ak.Hash(), Selected: selectionOf(ref, can), Key: keyOf(ak, can),
 	}}}
-	whole := true
+	var boot []byte // what was appraised of it, where its list goes on
 	if list := can.IMA(); list != nil {
 		offset, err := s.offset(c.Context(), st, asked.Expected(ak, p.Terms), can, ref)
 		if err != nil {
 			return nil, err
 		}
-		whole = offset == 0
+		if offset > 0 {
+			boot = st.Appraise
+		}
 		format := evidence.FormatText
 		if slices.Contains(list.Formats, evidence.FormatBinary) {
 			format = evidence.FormatBinary
@@ -102,7 +104,7 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*pen
 		asked.Requested = append(asked.Requested, evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeIMA,
 			Parameters: evidence.Parameters{Offset: &offset, Format: format}})
 	}
-	if whole && ref.wantsFirmware() && can.Firmware() != nil {
+	if ref.wantsFirmware(boot) && can.Firmware() != nil {
 		asked.Requested = append(asked.Requested, evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeFirmware,
 			Parameters: evidence.Parameters{Offset: new(int), Format: evidence.FormatBinary}})
 	}

@@ -127,6 +127,34 @@ func TestSuspend(t *testing.T) {
 	m.expect(store.Untrusted, "unknown_file")
 }
 
+// TestRestart does with a TPM what a laptop does whose battery dies in suspend: it boots, and
+// it is restartCount that has grown.
+func TestRestart(t *testing.T) {
+	w := newWorld(t)
+	emulator := tpmtest.Start(t)
+	m := w.enrolled(emulator)
+	m.runFile("/bin/sh")
+	m.expect(store.Trusted, "")
+	before, _ := w.store.State(t.Context(), m.id, w.clock.Now())
+	blob := m.ak.Blob()
+	emulator.Restart(m.dev)
+	m.dev = emulator.Open()
+	var err error
+	if m.ak, err = m.dev.LoadAK(blob); err != nil {
+		t.Fatal(err)
+	}
+	m.list, m.ends, m.boot = nil, nil, m.boot.Add(time.Hour)
+	m.measureAggregate()
+	m.runFile("/sbin/init") // fewer than before
+	m.expect(store.Trusted, "")
+	after, _ := w.store.State(t.Context(), m.id, w.clock.Now())
+	if after.Counters.Reset != before.Counters.Reset || after.Counters.Restart == before.Counters.Restart {
+		t.Fatalf("counters went from %+v to %+v", before.Counters, after.Counters)
+	}
+	m.runFile("/bin/evil")
+	m.expect(store.Untrusted, "unknown_file")
+}
+
 // TestServerClock: the server's clock jumps. Who is overdue is computed from it, so that a
 // jump ahead makes all devices overdue until they attest again, and one back none that has
 // attested since.

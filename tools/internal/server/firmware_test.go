@@ -83,6 +83,42 @@ func TestFirmware(t *testing.T) {
 	}
 }
 
+// TestFirmwareLate: a log that could not come with the first quote of a boot comes with another.
+func TestFirmwareLate(t *testing.T) {
+	w := newWorld(t)
+	put := func(rules string) {
+		w.api("POST", "/policies/p?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n" + rules,
+			"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
+	}
+	put("")
+	d := evidencetest.New(t, "d")
+	booted(t, d, "debian-bpf-ovmf-secureboot-uki")
+	w.enrolSoft(d)
+	w.assign(d.ID, "p")
+	location, asked, err := d.Negotiate(w.verifierOf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("[firmware]\nsecure_boot = true") // while the device answers
+	if _, err := d.Submit(w.verifierOf(), location, d.Collect(asked)); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(d.ID, store.Unverified, "firmware_log_missing")
+	w.judge(d, store.Trusted, "")
+	if _, asked, err := d.Negotiate(w.verifierOf()); err != nil || len(asked.Requested) != 2 {
+		t.Errorf("it is asked for again: %+v, %v", asked.Requested, err)
+	}
+	without := evidencetest.New(t, "without")
+	booted(t, without, "debian-bpf-ovmf")
+	log := without.Firmware
+	without.Firmware = nil
+	w.enrolSoft(without)
+	w.assign(without.ID, "p")
+	w.judge(without, store.Unverified, "firmware_log_missing")
+	without.Firmware = log
+	w.judge(without, store.Untrusted, "secure_boot")
+}
+
 // TestFirmwareForged: a log that the PCRs do not bear out, or none, is no Secure Boot.
 func TestFirmwareForged(t *testing.T) {
 	w := newWorld(t)
@@ -122,5 +158,49 @@ func TestFirmwareForged(t *testing.T) {
 		booted(t, d, "debian-bpf-ovmf-secureboot-uki")
 		d.BootTime = d.BootTime.Add(time.Hour)
 		w.judge(d, store.Trusted, "")
+	}
+}
+
+// TestFirmwareRestart: who shuts the TPM down with its state boots anew under the same
+// resetCount. What the boot before has proven is not this one's, even if PCR 10 is brought
+// to the value that it had.
+func TestFirmwareRestart(t *testing.T) {
+	w := newWorld(t)
+	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
+		"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
+	for name, c := range map[string]struct {
+		boot func(*evidencetest.Device)
+		told []string
+	}{
+		"said": {func(d *evidencetest.Device) { d.BootTime = d.BootTime.Add(time.Hour) }, []string{"untrusted secure_boot"}},
+		"said, without the log": {func(d *evidencetest.Device) { d.BootTime, d.Firmware = d.BootTime.Add(time.Hour), nil },
+			[]string{"unverified firmware_log_missing"}},
+		"kept back": {func(*evidencetest.Device) {}, []string{"broken ima_pcr_mismatch", "untrusted secure_boot"}},
+		"kept back, with the old list": {func(d *evidencetest.Device) {
+			d.Forget()
+			on := evidencetest.New(t, "on")
+			booted(t, on, "debian-bpf-ovmf-secureboot-uki")
+			for bank := range d.PCRs {
+				d.PCRs[bank][10] = on.PCRs[bank][10]
+			}
+			d.List = on.List
+			d.Offset = func(int) int { return 2 }
+		}, []string{"trusted need_whole"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := evidencetest.New(t, fmt.Sprintf("%x", name))
+			booted(t, d, "debian-bpf-ovmf-secureboot-uki")
+			w.enrolSoft(d)
+			w.assign(d.ID, "secure")
+			w.judge(d, store.Trusted, "")
+			booted(t, d, "debian-bpf-ovmf")
+			d.Clock.RestartCount++
+			c.boot(d)
+			for i, want := range c.told {
+				if got := w.told(d); got != want {
+					t.Fatalf("attestation %d: told %q, want %q", i, got, want)
+				}
+			}
+		})
 	}
 }

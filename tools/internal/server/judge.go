@@ -232,7 +232,7 @@ func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j j
 		r.Fitted = ""
 	}
 	var err error
-	if r.Detail, err = detailOf(j.verdict); err != nil {
+	if err = s.record(c, st, b, j.verdict, &r); err != nil {
 		return err
 	}
 	next := known{State: j.evidence, Boot: b.Asked.System.BootTime, Whole: j.claims == nil || j.gap}
@@ -248,11 +248,6 @@ func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j j
 	if r.Evidence, err = json.Marshal(next); err != nil {
 		return err
 	}
-	if st.Verdict.Status != j.status || st.Verdict.Codes != r.Codes {
-		if r.Raw, err = json.Marshal(b); err != nil {
-			return err
-		}
-	}
 	event, err := s.Store.Attest(c.Context(), st, r)
 	if err != nil {
 		return err
@@ -265,6 +260,23 @@ func (s *Server) keep(c *call, st *store.State, b *evidence.Bundle, k known, j j
 	return nil
 }
 
+// record adds the verdict, and the evidence where the verdict is another one than the last. Of
+// a device whose verdict changes all the time it shortens both.
+func (s *Server) record(c *call, st *store.State, b *evidence.Bundle, v appraise.Verdict, r *store.Result) (err error) {
+	if r.Detail, err = detailOf(v, store.MaxDetail); err != nil || st.Verdict.Status == r.Status && st.Verdict.Codes == r.Codes {
+		return err
+	}
+	if r.Raw, err = json.Marshal(b); err != nil {
+		return err
+	}
+	if s.kept.spend(st.Device, len(r.Raw)+len(r.Detail), c.now) > 0 {
+		s.Log.Warn("too much evidence of a device: not kept", "device", st.Device, "bytes", len(r.Raw))
+		r.Raw = nil
+		r.Detail, err = detailOf(v, shortDetail)
+	}
+	return err
+}
+
 // codesOf are the codes of the reasons, sorted, each once.
 func codesOf(v appraise.Verdict) string {
 	var codes []string
@@ -275,15 +287,21 @@ func codesOf(v appraise.Verdict) string {
 	return strings.Join(slices.Compact(codes), " ")
 }
 
-// detailOf is the verdict as JSON, with fewer reasons where they are too long to be stored.
-func detailOf(v appraise.Verdict) (json.RawMessage, error) {
+// shortDetail is the length of a detail of which too many were stored already.
+const shortDetail = 4 << 10
+
+// detailOf is the verdict as JSON, with fewer reasons where it would be longer than bound.
+func detailOf(v appraise.Verdict, bound int) (json.RawMessage, error) {
 	for {
 		b, err := json.Marshal(v)
-		if err != nil || len(b) <= store.MaxDetail {
+		if err != nil || len(b) <= bound {
 			return b, err
 		}
 		if len(v.Reasons) < 2 {
-			return nil, fmt.Errorf("verdict of %d bytes is too large", len(b))
+			if len(b) > store.MaxDetail {
+				err = fmt.Errorf("verdict of %d bytes is too large", len(b))
+			}
+			return b, err
 		}
 		half := len(v.Reasons) / 2
 		v.Omitted += len(v.Reasons) - half

@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 )
 
-// buckets allow each key a number of requests a minute, in bursts of as many: the generic
-// cell rate algorithm, which needs one time for each key.
+// buckets allow each key a number of requests a minute, in bursts of as many, or of bytes in
+// longer a time: the generic cell rate algorithm, which needs one time for each key.
 type buckets struct {
-	step time.Duration // that one request costs
+	step time.Duration // that one request, or byte, costs
 	full time.Duration // that a burst may cost
 
 	mu   sync.Mutex
@@ -23,21 +25,38 @@ func newBuckets(perMinute int) *buckets {
 	return &buckets{step: time.Minute / time.Duration(perMinute), full: time.Minute, free: map[string]time.Time{}}
 }
 
+// Bytes of evidence that are kept of one device: at once, and after that in an hour. A
+// device that is well changes its verdict some times a day; one that is not must not fill
+// the database by changing it with each attestation.
+const (
+	keptAtOnce = 2 * evidence.MaxSize
+	keptHourly = 8 << 20
+)
+
+func newKept() *buckets {
+	const each = time.Hour / keptHourly
+	return &buckets{step: each, full: keptAtOnce * each, free: map[string]time.Time{}}
+}
+
 // take counts a request, and returns how long to wait before it would be good.
-func (b *buckets) take(key string, now time.Time) (wait time.Duration) {
+func (b *buckets) take(key string, now time.Time) (wait time.Duration) { return b.spend(key, 1, now) }
+
+// spend is take for n of what the buckets count.
+func (b *buckets) spend(key string, n int, now time.Time) (wait time.Duration) {
+	cost := time.Duration(n) * b.step
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	at := b.free[key]
 	if at.Before(now) || at.Sub(now) > b.full { // or the clock was set back: nobody can owe more
 		at = now
 	}
-	if wait = at.Add(b.step).Sub(now) - b.full; wait > 0 {
+	if wait = at.Add(cost).Sub(now) - b.full; wait > 0 {
 		return wait
 	}
 	if len(b.free) >= maxBuckets {
 		b.sweep(now)
 	}
-	b.free[key] = at.Add(b.step)
+	b.free[key] = at.Add(cost)
 	return 0
 }
 

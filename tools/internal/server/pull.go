@@ -260,7 +260,11 @@ func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) 
 	}
 	log.Parameters.Offset = &q.Offset
 	asked.Requested = append(asked.Requested, log)
-	if q.Offset == 0 && ref.wantsFirmware() {
+	var boot []byte // what was appraised of it, where its list goes on
+	if q.Offset > 0 {
+		boot = st.Appraise
+	}
+	if ref.wantsFirmware(boot) {
 		asked.Requested = append(asked.Requested, evidence.Request{Class: evidence.ClassLog, Type: evidence.TypeFirmware,
 			Parameters: evidence.Parameters{Offset: new(int), Format: evidence.FormatBinary}})
 	}

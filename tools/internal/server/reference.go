@@ -29,7 +29,14 @@ func (r *reference) compiled() *appraise.Reference {
 	return r.Reference
 }
 
-func (r *reference) wantsFirmware() bool { return r != nil && r.Firmware() }
+// wantsFirmware says whether the firmware's log is still needed, given what is known of the boot.
+func (r *reference) wantsFirmware(state []byte) bool {
+	if r == nil || !r.Firmware() {
+		return false
+	}
+	var s appraise.State
+	return s.UnmarshalBinary(state) != nil || !s.Firmware()
+}
 
 // selection is what to quote: without a policy what one would ask for as a rule, so that a
 // device can be watched before its policy is written.

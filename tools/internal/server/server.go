@@ -107,6 +107,7 @@ type Server struct {
 
 	byIP     *buckets
 	byDevice *buckets
+	kept     *buckets // evidence of devices, in bytes
 	busy     *inFlight
 	bodies   chan struct{} // large bodies that are being read
 	queue    chan struct{} // whole lists that wait to be judged
@@ -126,7 +127,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		Options: o, judge: appraised,
-		byIP: newBuckets(o.Limits.RequestsIP), byDevice: newBuckets(o.Limits.RequestsDevice), busy: newInFlight(),
+		byIP: newBuckets(o.Limits.RequestsIP), byDevice: newBuckets(o.Limits.RequestsDevice), kept: newKept(), busy: newInFlight(),
 		bodies: make(chan struct{}, 4*o.Limits.Replays), queue: make(chan struct{}, 16*o.Limits.Replays), replays: make(chan struct{}, o.Limits.Replays),
 		metrics: newMetrics(), aks: newAKCache(),
 	}

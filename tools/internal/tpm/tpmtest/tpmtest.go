@@ -144,6 +144,17 @@ func (e *Emulator) Suspend(t *tpm.TPM) {
 	e.start("startup-state")
 }
 
+// Restart shuts the TPM down with its state and starts it without: PCRs are zero again, and
+// it is restartCount that has grown. Connections are lost; t is the open one.
+func (e *Emulator) Restart(t *tpm.TPM) {
+	e.t.Helper()
+	if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUState}).Execute(t); err != nil {
+		e.t.Fatal(err)
+	}
+	e.stop()
+	e.start("startup-clear")
+}
+
 // Extend extends a PCR in the banks of SHA-1, SHA-256 and SHA-384 with the digests that
 // digest computes, as the kernel does for a measurement.
 func Extend(tb testing.TB, t *tpm.TPM, pcr int, digest func(crypto.Hash) []byte) {
