@@ -92,15 +92,22 @@ func runAct(ctx context.Context, in *invocation) error {
 		if n > 0 {
 			continue
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(watchEvery):
-		}
+		pause(ctx)
+	}
+	if len(a.stuck) > 0 {
+		pause(ctx) // the path unit starts this again at once
 	}
 	if a.failed > 0 {
 		return fmt.Errorf("%d actions failed", a.failed)
 	}
 	return nil
+}
+
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(watchEvery):
+	}
 }
 
 func openActions(c *Config, in *invocation) (*actions, error) {
@@ -162,7 +169,7 @@ func (a *actions) resume(ctx context.Context) error {
 	}
 	var events []*notice.Event
 	for _, envelope := range held {
-		e, _, err := a.open(envelope)
+		e, err := a.open(envelope)
 		if err != nil {
 			a.say("notice that was kept: refused: %s", printable(err.Error(), maxShown))
 			continue
@@ -186,9 +193,13 @@ func (a *actions) resume(ctx context.Context) error {
 	return a.save()
 }
 
-// open verifies a notice that was kept.
-func (a *actions) open(envelope []byte) (*notice.Event, []byte, error) {
-	return notice.Open(envelope, a.certs)
+// open verifies a notice that was kept: the verifier's, or Keylime's.
+func (a *actions) open(kept []byte) (*notice.Event, error) {
+	e, _, err := notice.Open(kept, a.certs)
+	if err == nil || a.revocation == nil || errors.Is(err, notice.ErrNotAuthentic) {
+		return e, err
+	}
+	return openRevocation(kept, a.revocation)
 }
 
 // scan handles what is in the folder, in the order of the numbers, and takes it away.
@@ -240,10 +251,7 @@ func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
 		return refuse(err)
 	}
 	if strings.HasPrefix(name, revocationPrefix) {
-		if err := a.takeRevocation(ctx, b); err != nil {
-			return refuse(err)
-		}
-		return nil
+		return a.takeRevocation(ctx, b, refuse)
 	}
 	e, payload, err := notice.Open(b, a.certs)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/notice"
 )
 
@@ -389,12 +390,29 @@ func TestActKilled(t *testing.T) {
 	}
 }
 
-// TestActStopped: what was stopped in the middle is done again.
+// TestActStopped: what was stopped in the middle is done again, and then no more.
 func TestActStopped(t *testing.T) {
-	a := newActor(t)
+	key, cert := revocationKey(t)
+	signed, err := evidence.SignRevocation(key, []byte(`{"type":"revocation","agent_id":"x","event_time":"Sun Nov 22 07:00:00 2026"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ATTEST_AGENT_REVOCATION_CERT", cert)
+	t.Run("ours", func(t *testing.T) {
+		a := newActor(t)
+		testActStopped(t, a, "0000000000000000001.json", a.envelope(1, "x", "untrusted"))
+	})
+	t.Run("Keylime's", func(t *testing.T) { testActStopped(t, newActor(t), "keylime-1.json", text) })
+}
+
+func testActStopped(t *testing.T, a *actor, name string, notice []byte) {
 	a.write("agent.toml", "", 0o644)
 	a.write("actions/05-slow", "#!/bin/sh\n[ -e "+a.dir+"/begun ] && exit\n: >"+a.dir+"/begun\nsleep 1000\n", 0o755)
-	a.leave(1, a.envelope(1, "x", "untrusted"))
+	a.write("notices/"+name, string(notice), 0o600)
 	c := exec.Command(os.Args[0], a.args()...)
 	c.Env = append(os.Environ(), "ATTEST_TEST_AGENT=1")
 	if err := c.Start(); err != nil {

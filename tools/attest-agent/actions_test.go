@@ -51,6 +51,8 @@ func TestIsolatePeer(t *testing.T) {
 			step("untrusted", "192.0.2.7", "true")
 			step("untrusted", "", "false")
 			step("untrusted", "192.0.2.7; reboot", "false")
+			step("untrusted", "deadbeef", "false") // nft would look for a host of this name
+			step("untrusted", "::ffff:192.0.2.7", "false")
 			cmd := exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up\n"+lines.String())
 			cmd.Env = []string{"PATH=" + c.path}
 			out, err := cmd.CombinedOutput()
@@ -58,14 +60,57 @@ func TestIsolatePeer(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			steps := strings.Split(string(out), "---\n")
-			for i, held := range []bool{true, true, false, false, false, false, false, false} {
+			for i, held := range []bool{true, true, false, false, false, false, false, false, false, true} {
 				if got := strings.Contains(steps[i], c.held); got != held {
 					t.Errorf("step %d: dropped %t, want %t:\n%s", i, got, held, steps[i])
 				}
 			}
-			if !strings.Contains(steps[7], "refused") || !strings.Contains(steps[6], `no label "address"`) {
+			if !strings.Contains(steps[7], "refused") || !strings.Contains(steps[8], "refused") || !strings.Contains(steps[6], `no label "address"`) {
 				t.Errorf("odd addresses: %s%s", steps[6], steps[7])
 			}
 		})
+	}
+}
+
+// TestRemoveKeys: no user of the device can see to it that keys stay.
+func TestRemoveKeys(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("unshare", "--mount", "mount", "--bind", dir, "/home").CombinedOutput(); err != nil {
+		t.Skipf("a /home of its own needs root: %v: %s", err, out)
+	}
+	text, err := os.ReadFile("actions/remove-ssh-keys")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a/.ssh/id_0/x", "a/.ssh/authorized_keys", "b b/.ssh/id_rsa", "b b/.ssh/authorized_keys2", "b b/.ssh/known_hosts",
+		"here/etc/ssh/ssh_host_rsa_key", "here/root/.ssh/authorized_keys", "here/service/.ssh/authorized_keys", "here/etc/passwd"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("service:x:1:1::/home/here/service:/bin/sh\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// It acts below /home only, not on this machine.
+	script := strings.NewReplacer("/etc/", "/home/here/etc/", "/root", "/home/here/root", "/var/", "/home/here/var/").Replace(string(text))
+	act := func(self, status string) string {
+		cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$0" /home && exec sh -s`, dir)
+		cmd.Env, cmd.Stdin = append(os.Environ(), "ATTEST_SELF="+self, "ATTEST_STATUS="+status), strings.NewReader(script)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	if out := act("false", "untrusted") + act("true", "trusted") + act("true", "overdue"); out != "" {
+		t.Errorf("it acts: %s", out)
+	}
+	if out := act("true", "untrusted"); !strings.Contains(out, "6 files with SSH keys removed: this device is untrusted") {
+		t.Error(out)
+	}
+	left, err := exec.Command("find", dir, "-name", "*key*", "-o", "-name", "id_*").Output()
+	if err != nil || string(left) != filepath.Join(dir, "a/.ssh/id_0")+"\n" {
+		t.Errorf("left: %s, %v", left, err)
 	}
 }

@@ -35,6 +35,7 @@ func (w *world) enrolled(e *tpmtest.Emulator) *machine {
 // TestForgery is CVE-2023-3674 and its like: what is not authentic turns the device red
 // at once, is kept, and goes away with the next good attestation.
 func TestForgery(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	flip := func(b []byte) { b[len(b)/2] ^= 1 }
@@ -73,6 +74,7 @@ func TestForgery(t *testing.T) {
 
 // TestReplay: evidence counts once, for the device and the challenge that it was made for.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m, other := w.enrolled(tpmtest.Start(t)), w.machine(tpmtest.Start(t))
 	other.runFile("/sbin/init")
@@ -113,6 +115,7 @@ func TestReplay(t *testing.T) {
 
 // TestOneAnswer: of many answers to one challenge one counts.
 func TestOneAnswer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	location, asked := m.negotiate()
@@ -143,6 +146,7 @@ func TestOneAnswer(t *testing.T) {
 // TestReboot: a boot is noticed by the TPM's counters, whatever the agent says of it, and
 // a bad boot is forgotten with the next good one.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	emulator := tpmtest.Start(t)
 	m := w.enrolled(emulator)
@@ -178,6 +182,7 @@ func (m *machine) reboot(e *tpmtest.Emulator) {
 // TestPanic is CVE-2022-3500: a fault of the verifier is no good verdict, and the device is
 // judged again.
 func TestPanic(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	good := w.s.judge
@@ -193,6 +198,7 @@ func TestPanic(t *testing.T) {
 // TestPolicy: a change of policy holds from the next attestation on, for all that the
 // device ran; back goes only who says so, and only an admin.
 func TestPolicy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	m.runFile("/bin/new")
@@ -230,6 +236,7 @@ func TestPolicy(t *testing.T) {
 
 // TestOverdue: silence is no good verdict (issue #1091 of Keylime), whoever looks.
 func TestOverdue(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	w.clock.pass(w.s.due() + time.Second)
@@ -254,6 +261,7 @@ func TestOverdue(t *testing.T) {
 
 // TestExplain: the event of a verdict leads to evidence that says the same again.
 func TestExplain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.enrolled(tpmtest.Start(t))
 	m.runFile("/opt/evil")
@@ -287,6 +295,7 @@ func TestExplain(t *testing.T) {
 
 // TestIdle is CVE-2023-38200: who only connects keeps nobody out, and is shown out.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(o *Options) { o.Limits.ConnectionsIP = 400 })
 	address := strings.TrimPrefix(w.registrar, "https://")
 	var conns []net.Conn
@@ -311,6 +320,7 @@ func TestIdle(t *testing.T) {
 
 // TestLimits: what is too large, too much or too often has an answer that says so.
 func TestLimits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(o *Options) { o.Limits.RequestsIP, o.Limits.RequestsDevice = 30, 40 })
 	m := w.enrolled(tpmtest.Start(t))
 	location, asked := m.negotiate()
@@ -340,6 +350,7 @@ func TestLimits(t *testing.T) {
 
 // TestCanary: no log, no error and no metric has a secret in it.
 func TestCanary(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	_, c := m.register(m.id, m.registration())

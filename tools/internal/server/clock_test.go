@@ -33,6 +33,7 @@ func (w *world) told(d *evidencetest.Device) string {
 // TestClocks plays sequences of what a TPM's counters may do. Each step is what happens
 // before an attestation, and what the device is told then.
 func TestClocks(t *testing.T) {
+	t.Parallel()
 	type step struct {
 		do   func(d *evidencetest.Device)
 		told string
@@ -80,6 +81,7 @@ func TestClocks(t *testing.T) {
 // TestWrap: for a key outside of the endorsement hierarchy a TPM adds a number of its own to
 // the counters (TPM 2.0 part 1, 36.7), so that they may pass 2^32 at any boot.
 func TestWrap(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := evidencetest.New(t, "d")
 	d.Clock.ResetCount, d.Clock.RestartCount, d.BootTime = math.MaxUint32, math.MaxUint32, w.clock.Now()
@@ -105,6 +107,7 @@ func TestWrap(t *testing.T) {
 
 // TestSuspend does with a TPM what a laptop does: PCRs and list stay, restartCount grows.
 func TestSuspend(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	emulator := tpmtest.Start(t)
 	m := w.enrolled(emulator)
@@ -159,6 +162,7 @@ func TestRestart(t *testing.T) {
 // jump ahead makes all devices overdue until they attest again, and one back none that has
 // attested since.
 func TestServerClock(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d, silent := w.trustedSoft("d"), w.soft("silent")
 	w.assign(silent.ID, "image")

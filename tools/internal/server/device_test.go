@@ -14,6 +14,7 @@ import (
 // policy, trusted with one, untrusted after a file that nobody knows, and trusted again
 // after a boot. It is the same on each database.
 func TestDevice(t *testing.T) {
+	t.Parallel()
 	t.Run("SQLite", func(t *testing.T) { testDevice(t, newSQLite(t)) })
 	t.Run("PostgreSQL", func(t *testing.T) { testDevice(t, storetest.StartPostgres(t)(t)) })
 }

@@ -46,6 +46,7 @@ func (w *world) record(id string) string {
 // CVE-2023-38201: whatever a stranger sends, the enrolled record stays, and nothing that
 // comes back helps to guess.
 func TestTakeover(t *testing.T) {
+	t.Parallel()
 	for _, any := range []bool{false, true} {
 		w := newWorld(t, func(o *Options) { o.AnyID = any })
 		m, thief := w.machine(tpmtest.Start(t)), w.machine(tpmtest.Start(t))
@@ -84,6 +85,7 @@ func TestTakeover(t *testing.T) {
 
 // TestTries: a challenge dies of wrong answers.
 func TestTries(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	_, c := m.register(m.id, m.registration())
@@ -105,6 +107,7 @@ func TestTries(t *testing.T) {
 
 // TestCertificates: issue #679 of Keylime. The registrar itself looks who made the TPM.
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	emulator, other := tpmtest.Start(t), tpmtest.Start(t)
 	ca, err := evidence.NewCAStore(emulator.RootCA, emulator.Issuer)
 	if err != nil {
@@ -130,6 +133,7 @@ func ptr(s string) *string { return &s }
 
 // TestTrustOnFirstUse: such a device is enrolled, and says so wherever it is shown.
 func TestTrustOnFirstUse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	m.enrol()
@@ -148,6 +152,7 @@ func TestTrustOnFirstUse(t *testing.T) {
 
 // TestNames: the id is the hash of the EK, or what an operator gave to this EK.
 func TestNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m, other := w.machine(tpmtest.Start(t)), w.machine(tpmtest.Start(t))
 	if a, _ := m.register("kitchen", m.registration()); a.status != http.StatusForbidden {

@@ -58,6 +58,7 @@ func booted(t *testing.T, d *evidencetest.Device, name string) {
 // TestFirmware sends the event logs of real boots: asked for where the policy is about
 // them, held against the quoted PCRs, and Secure Boot read from them.
 func TestFirmware(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
 		"runtime_policy": runtimePolicy("/sbin/init", "/bin/sh")}, http.StatusCreated)
@@ -121,6 +122,7 @@ func TestFirmwareLate(t *testing.T) {
 
 // TestFirmwareForged: a log that the PCRs do not bear out, or none, is no Secure Boot.
 func TestFirmwareForged(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.api("POST", "/policies/secure?activate=true", map[string]any{"schema": release.Schema, "rules": "required = [\"/sbin/init\"]\n[firmware]\nsecure_boot = true",
 		"runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)

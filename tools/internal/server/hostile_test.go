@@ -85,6 +85,7 @@ func TestBombs(t *testing.T) {
 // TestChallenges is CVE-2026-6420, where the challenge was always the same: those of
 // sessions and of quotes are 32 bytes, come once, and have as many ones as zeros.
 func TestChallenges(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := w.trustedSoft("d")
 	seen := map[string]bool{}
@@ -122,6 +123,7 @@ func TestChallenges(t *testing.T) {
 // TestReplicas: of two servers on one database each knows at once what the other has
 // written: sessions, policies, an attestation under way, and what is no longer good.
 func TestReplicas(t *testing.T) {
+	t.Parallel()
 	for name, make := range map[string]func(testing.TB) string{"SQLite": newSQLite, "PostgreSQL": func(t testing.TB) string { return storetest.StartPostgres(t)(t) }} {
 		t.Run(name, func(t *testing.T) { testReplicas(t, make(t)) })
 	}
@@ -191,6 +193,7 @@ func testReplicas(t *testing.T, url string) {
 
 // TestKeysForgotten: however many keys were seen, a bounded number is remembered.
 func TestKeysForgotten(t *testing.T) {
+	t.Parallel()
 	k, ak := newAKCache(), &evidence.AK{}
 	for i := range 5 * maxYoungAKs / 2 {
 		k.put(fmt.Sprint(i), ak)
@@ -206,6 +209,7 @@ func TestKeysForgotten(t *testing.T) {
 // TestPathTricks: a path is whatever was measured; it is judged, stored and told as such,
 // and writes no line of the log.
 func TestPathTricks(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := w.trustedSoft("d")
 	lines := strings.Count(w.log.String(), "\n")
@@ -237,6 +241,7 @@ func TestPathTricks(t *testing.T) {
 
 // TestTamperedHistory: who edits the database cannot edit the history.
 func TestTamperedHistory(t *testing.T) {
+	t.Parallel()
 	url := newSQLite(t)
 	w := newWorldOn(t, url)
 	d := w.trustedSoft("d")

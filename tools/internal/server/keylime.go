@@ -128,16 +128,29 @@ func (s *Server) tenantIdentity(c *call) error {
 }
 
 // tenantForget deletes a device from the registrar. Keylime's goes on attesting one that it
-// has forgotten; here such a device has to be taken from the verifier first.
+// has forgotten; here such a device has to be taken from the verifier first. One that an
+// operator expects is not there for a tenant, and one that an operator stopped stays:
+// forgotten, either could enrol anew as if nobody had said anything of it.
 func (s *Server) tenantForget(c *call) error {
 	if err := c.tenantCall(); err != nil {
 		return err
 	}
 	id := c.PathValue("id")
-	if _, _, err := s.onVerifier(c, id); err == nil {
-		return fail(http.StatusConflict, "in_use", "agent %s is on the verifier: delete it there first", id)
-	} else if !errors.Is(err, store.ErrNotFound) {
+	d, err := s.Store.Device(c.Context(), id, c.now)
+	if err != nil {
 		return err
+	}
+	if d.State != store.Active {
+		return store.ErrNotFound
+	}
+	_, _, err = s.onVerifier(c, id)
+	switch {
+	case err == nil:
+		return fail(http.StatusConflict, "in_use", "agent %s is on the verifier: delete it there first", id)
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	case len(d.Policies) > 0:
+		return fail(http.StatusForbidden, "in_use", "agent %s was stopped by an operator: only operators delete it, with attest fleet delete", id)
 	}
 	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
 		return err

@@ -177,13 +177,21 @@ func (s *Server) retried(c *call, f func(epoch int64) error) error {
 
 // activeBodies are the bodies of the active versions of a policy, the newest first.
 func (s *Server) activeBodies(ctx context.Context, name string) ([][]byte, error) {
+	bodies, err := s.bodiesOf(ctx, name, func(p store.Policy) bool { return p.Active })
+	if err == nil && len(bodies) == 0 {
+		err = fmt.Errorf("policy %s: %w", name, store.ErrNotFound)
+	}
+	return bodies, err
+}
+
+// bodiesOf are the bodies of the versions that which chooses, the newest first.
+func (s *Server) bodiesOf(ctx context.Context, name string, which func(store.Policy) bool) (bodies [][]byte, err error) {
 	revisions, err := s.Store.Policies(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	var bodies [][]byte
 	for _, p := range slices.Backward(revisions) {
-		if !p.Active {
+		if !which(p) {
 			continue
 		}
 		body, err := s.Store.PolicyBody(ctx, p.Digest)
@@ -192,23 +200,21 @@ func (s *Server) activeBodies(ctx context.Context, name string) ([][]byte, error
 		}
 		bodies = append(bodies, body)
 	}
-	if len(bodies) == 0 {
-		return nil, fmt.Errorf("policy %s: %w", name, store.ErrNotFound)
-	}
 	return bodies, nil
 }
 
-// derivedMark stands in the names of derived policies, between that of the runtime policy
-// and a digest of what else there is.
+// derivedMark stands in the names of derived policies, between that of the runtime policy,
+// cut where it is long, and a digest of all parts.
 const derivedMark = ".with."
 
 func derivedName(runtime, mb, tpm string) string {
 	h := sha256.New()
-	for _, part := range []string{mb, tpm} {
+	for _, part := range []string{runtime, mb, tpm} {
 		h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(part))))
 		h.Write([]byte(part))
 	}
-	return runtime + derivedMark + hex.EncodeToString(h.Sum(nil)[:8])
+	end := derivedMark + hex.EncodeToString(h.Sum(nil)[:8])
+	return runtime[:min(len(runtime), store.MaxID-len(end))] + end
 }
 
 // derived makes the policy of a runtime policy, whose bodies are given, with the others.
@@ -252,18 +258,19 @@ func (s *Server) derivedFrom(c *call, runtime string, bodies [][]byte) (all []st
 	return all, nil
 }
 
-// rederive follows a change that an operator made to a policy which tenants use.
-func (s *Server) rederive(c *call, name string) error {
+// makeActive does what an operator says of a policy, and makes anew what tenants derived of it,
+// in one transaction: no device is judged by what was derived of a version that is withdrawn.
+func (s *Server) makeActive(c *call, a store.ActivePolicy) error {
 	return s.retried(c, func(epoch int64) error {
-		bodies, err := s.activeBodies(c.Context(), name)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+		bodies, err := s.bodiesOf(c.Context(), a.Name, func(p store.Policy) bool { return slices.Contains(a.Versions, p.Version) })
+		if err != nil {
 			return err
 		}
-		derived, err := s.derivedFrom(c, name, bodies)
-		if err != nil || len(derived) == 0 {
+		derived, err := s.derivedFrom(c, a.Name, bodies)
+		if err != nil {
 			return err
 		}
-		return s.Store.ChangeByTenant(c.Context(), store.TenantChange{Epoch: epoch, Policies: derived}, c.who.name, c.now)
+		return s.Store.ChangeByTenant(c.Context(), store.TenantChange{Epoch: epoch, Activate: &a, Policies: derived}, c.who.name, c.now)
 	})
 }
 
@@ -297,7 +304,8 @@ func (s *Server) runtimeOf(encoded string, key *string) ([]byte, error) {
 	if err != nil {
 		return nil, fail(http.StatusBadRequest, "policy", "runtime_policy is not base64")
 	}
-	if !json.Valid(text) || bytes.Contains(text, []byte(`"schema"`)) && isOurs(text) {
+	// Who compiles the policy is asked what it is: no second reader is there to be misled.
+	if p, err := release.Parse(text); err != nil || !bytes.Equal(p.Runtime, text) {
 		return nil, fail(http.StatusBadRequest, "policy", "runtime_policy is no runtime policy of Keylime in JSON")
 	}
 	if key != nil && *key != "" {
@@ -309,11 +317,6 @@ func (s *Server) runtimeOf(encoded string, key *string) ([]byte, error) {
 		}
 	}
 	return text, nil
-}
-
-func isOurs(text []byte) bool {
-	var probe map[string]json.RawMessage
-	return json.Unmarshal(text, &probe) == nil && probe["schema"] != nil
 }
 
 // knownKey refuses a key that came with a request, unless the configuration trusts it: what

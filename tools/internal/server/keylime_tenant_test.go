@@ -68,6 +68,8 @@ func TestTenantRefused(t *testing.T) {
 	all := runtimePolicy("/sbin/init")
 	all["excludes"] = []string{".*"}
 	zero := strings.Repeat("0", 64)
+	// Rules are for operators, however the name of the member is written.
+	ruled := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, `{"sch\u0065ma":"attest.policy/v1","rules":"missing = \"pass\"","runtime_policy":%s}`, decoded(t, good)))
 	for _, c := range []struct {
 		name   string
 		id     string
@@ -89,6 +91,7 @@ func TestTenantRefused(t *testing.T) {
 		{"a policy that checks nothing", m.id, map[string]any{"runtime_policy": encoded(t, weak)}, 422, "no digest"},
 		{"a bad exclude", m.id, map[string]any{"runtime_policy": encoded(t, excludes)}, 422, "exclude"},
 		{"an exclude of everything", m.id, map[string]any{"runtime_policy": encoded(t, all)}, 422, "leaves nothing"},
+		{"a policy with rules", m.id, map[string]any{"runtime_policy": ruled}, 400, "no runtime policy"},
 		{"a policy that is not there", m.id, map[string]any{"runtime_policy_name": "none"}, 404, ""},
 		{"a derived policy", m.id, map[string]any{"runtime_policy_name": "a.with.b"}, 400, "not the name"},
 		{"pins without a policy", m.id, map[string]any{"tpm_policy": `{"7":["` + zero + `"]}`}, 400, "needs a runtime policy"},
@@ -109,6 +112,63 @@ func TestTenantRefused(t *testing.T) {
 	}
 	if all, err := w.store.Policies(t.Context(), ""); err != nil || len(all) != 0 {
 		t.Errorf("policies of what was refused: %+v, %v", all, err)
+	}
+}
+
+func decoded(t *testing.T, text string) []byte {
+	t.Helper()
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestTenantForget: a tenant forgets no device of which an operator said something.
+func TestTenantForget(t *testing.T) {
+	w := newWorld(t)
+	tenant := w.tenantOf()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.api("POST", "/devices", map[string]any{"id": "expected", "ek": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: mustPKIX(t, key)}))}, http.StatusCreated)
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	w.policy("image", "/sbin/init")
+	w.assign(m.id, "image")
+	forget := func(id string, want int) {
+		t.Helper()
+		a, err := w.try(tenant, "DELETE", w.registrar+"/v2.6/agents/"+id, "", nil)
+		if err != nil || a.status != want {
+			t.Errorf("forget %s: %d %s, %v, want %d", id, a.status, a.body, err, want)
+		}
+	}
+	forget("nobody", http.StatusNotFound)
+	forget("expected", http.StatusNotFound)
+	w.api("GET", "/devices/expected", nil, http.StatusOK)
+	forget(m.id, http.StatusConflict)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	forget(m.id, http.StatusForbidden)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": []string{}}, http.StatusOK)
+	forget(m.id, http.StatusOK)
+}
+
+// TestTenantLongName: the name of a derived policy is one, however long those of its parts are.
+func TestTenantLongName(t *testing.T) {
+	w := newWorld(t)
+	tenant := w.tenantOf()
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	name := strings.Repeat("n", store.MaxID)
+	w.api("POST", "/policies/"+name+"?activate=true", runtimePolicy("/sbin/init"), http.StatusCreated)
+	a, err := w.try(tenant, "POST", w.verifier+"/v2.6/agents/"+m.id, "", m.addition(map[string]any{"runtime_policy_name": name,
+		"tpm_policy": `{"15":["` + strings.Repeat("0", 64) + `"]}`}))
+	if err != nil || a.status != http.StatusOK {
+		t.Fatalf("%d %s, %v", a.status, a.body, err)
+	}
+	if one, other := derivedName(name, "a", ""), derivedName(name[1:]+"x", "a", ""); store.CheckID(one) != nil || one == other {
+		t.Errorf("names %s and %s", one, other)
 	}
 }
 
@@ -175,6 +235,44 @@ func TestTenantDerived(t *testing.T) {
 	call("DELETE", "/v2.6/agents/"+m.id, nil, 200)
 	call("GET", "/v2.6/agents/"+m.id, nil, 404)
 	call("GET", "/v2.9/agents/"+m.id, nil, 400)
+}
+
+// TestTenantWithdrawn: where nothing can be derived of what an operator makes active, it does not
+// become active, and what is withdrawn is no policy of anybody from then on.
+func TestTenantWithdrawn(t *testing.T) {
+	w := newWorld(t)
+	tenant := w.tenantOf()
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	w.api("POST", "/policies/image?activate=true", runtimePolicy("/sbin/init", "/bin/sh"), http.StatusCreated)
+	pins := `{"15":["` + strings.Repeat("0", 64) + `"]}`
+	if a, err := w.try(tenant, "POST", w.verifier+"/v2.6/agents/"+m.id, "", m.addition(map[string]any{"runtime_policy_name": "image", "tpm_policy": pins})); err != nil || a.status != http.StatusOK {
+		t.Fatalf("%d %s, %v", a.status, a.body, err)
+	}
+	m.runFile("/sbin/init")
+	m.runFile("/bin/sh")
+	m.session()
+	m.attest()
+	w.expect(m.id, store.Trusted, "")
+	active := func() (versions []float64) {
+		for _, p := range w.api("GET", "/policies/image", nil, http.StatusOK)["policies"].([]any) {
+			if p := p.(map[string]any); p["active"].(bool) {
+				versions = append(versions, p["version"].(float64))
+			}
+		}
+		return versions
+	}
+	pinned := map[string]any{"schema": "attest.policy/v1", "runtime_policy": runtimePolicy("/sbin/init"), "tpm_policy": json.RawMessage(pins)}
+	w.api("POST", "/policies/image?activate=true", pinned, http.StatusConflict)
+	if got := active(); len(got) != 1 || got[0] != 1 {
+		t.Errorf("active after a refusal: %v", got)
+	}
+	w.api("PUT", "/policies/image/active", map[string]any{"versions": []int{}}, http.StatusOK)
+	m.attest()
+	w.expect(m.id, store.Unverified, "no_policy")
+	w.api("POST", "/policies/image?activate=true", runtimePolicy("/sbin/init"), http.StatusCreated)
+	m.attest()
+	w.expect(m.id, store.Untrusted, "unknown_file")
 }
 
 // TestImportDevice: keys that another registrar proved are bound on an admin's word, and

@@ -57,6 +57,7 @@ func looksLike(t *testing.T, what string, a answer, status int, content string, 
 }
 
 func TestKeylimeRegistrar(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	// As agents of Keylime send it, with members that ours do not have.
@@ -82,6 +83,7 @@ func TestKeylimeRegistrar(t *testing.T) {
 }
 
 func TestKeylimePush(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	m.enrol()

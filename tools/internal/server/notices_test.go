@@ -147,6 +147,7 @@ func (w *world) deliver(want ...int) {
 
 // TestWebhook: from a verdict to a receiver, through its bad days.
 func TestWebhook(t *testing.T) {
+	t.Parallel()
 	w, hooks := withHook(t, 1)
 	h := hooks[0]
 	emulator := tpmtest.Start(t)
@@ -233,6 +234,7 @@ func (w *world) bad(id, group string) int64 {
 
 // TestWebhookAttacks: a receiver is a stranger, too.
 func TestWebhookAttacks(t *testing.T) {
+	t.Parallel()
 	for _, url := range []string{"http://localhost/", "https://user:pass@localhost/", "file:///etc/passwd", "https://", "gopher://x"} {
 		if _, err := New(Options{Store: &store.Store{}, Notices: Notices{Webhooks: []Webhook{{Name: "x", URL: url}}}}); err == nil {
 			t.Errorf("%s: taken", url)
@@ -314,6 +316,7 @@ func TestWebhookAttacks(t *testing.T) {
 
 // TestWebhookOther: a receiver whose certificate nobody vouches for gets nothing.
 func TestWebhookOther(t *testing.T) {
+	t.Parallel()
 	stranger := newHook(t, newPKI(t))
 	w := newWorld(t, notifying(t, stranger))
 	w.bad("d", "g")
@@ -329,6 +332,7 @@ func TestWebhookOther(t *testing.T) {
 // TestNoVerifier: when the verifier was away for an hour, all devices are late, and it is
 // not their fault.
 func TestNoVerifier(t *testing.T) {
+	t.Parallel()
 	w, _ := withHook(t, 1)
 	m := w.enrolled(tpmtest.Start(t))
 	w.clock.pass(time.Hour)
@@ -346,6 +350,7 @@ func TestNoVerifier(t *testing.T) {
 
 // TestDeadLetters: what is given up is seen, and can be sent again or dropped.
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	w, hooks := withHook(t, 1)
 	h := hooks[0]
 	h.answers(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusInternalServerError) })
@@ -391,6 +396,7 @@ func TestDeadLetters(t *testing.T) {
 // TestManyNotices: 10 000 of them for one receiver, by two replicas, of which one dies with
 // some in its hands: each is delivered, and another receiver is not kept waiting.
 func TestManyNotices(t *testing.T) {
+	t.Parallel()
 	const many = 10_000
 	w, hooks := withHook(t, 2)
 	w.bad("d", "g")

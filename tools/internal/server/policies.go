@@ -77,10 +77,7 @@ func (s *Server) putPolicy(c *call) error {
 	}
 	answer := map[string]any{"name": name, "version": ref.Version, "digest": hex.EncodeToString(ref.Digest), "warnings": warnings}
 	if c.URL.Query().Get("activate") == "true" {
-		if err := s.Store.ActivatePolicy(c.Context(), name, []int64{ref.Version}, false, c.who.name, c.now); err != nil {
-			return err
-		}
-		if err := s.rederive(c, name); err != nil {
+		if err := s.makeActive(c, store.ActivePolicy{Name: name, Versions: []int64{ref.Version}}); err != nil {
 			return err
 		}
 	}
@@ -125,10 +122,7 @@ func (s *Server) activatePolicy(c *call) error {
 	if m.Downgrade && c.who.role != Admin {
 		return fail(http.StatusForbidden, "role", "a downgrade is for the role admin")
 	}
-	if err := s.Store.ActivatePolicy(c.Context(), c.PathValue("name"), m.Versions, m.Downgrade, c.who.name, c.now); err != nil {
-		return err
-	}
-	if err := s.rederive(c, c.PathValue("name")); err != nil {
+	if err := s.makeActive(c, store.ActivePolicy{Name: c.PathValue("name"), Versions: m.Versions, Downgrade: m.Downgrade}); err != nil {
 		return err
 	}
 	return s.showPolicy(c)

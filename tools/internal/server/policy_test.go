@@ -48,6 +48,7 @@ func (p *pki) manifestOf(t testing.TB, paths ...string) string {
 // TestManifest: the seam between build and verifier. What the build signed is what a device
 // may run; a manifest that somebody else signed is none.
 func TestManifest(t *testing.T) {
+	t.Parallel()
 	builder := newPKI(t)
 	w := newWorld(t, func(o *Options) { o.Releases = []*x509.Certificate{builder.ca} })
 	m := w.machine(tpmtest.Start(t))
@@ -81,6 +82,7 @@ func TestManifest(t *testing.T) {
 // TestSharing: however many devices ask at a time, a policy is compiled once, and what is
 // not used makes room.
 func TestSharing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(o *Options) { o.Limits.ReferenceMemory = 1 })
 	for _, name := range []string{"a", "b"} {
 		w.policy(name, "/sbin/init", "/bin/"+name)
@@ -121,6 +123,7 @@ func TestSharing(t *testing.T) {
 // TestQueue: whole lists wait for each other, and those of a boot storm come again later;
 // who goes on waits for nobody.
 func TestQueue(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(o *Options) { o.Limits.Replays = 1 })
 	m, fresh := w.enrolled(tpmtest.Start(t)), w.machine(tpmtest.Start(t))
 	fresh.runFile("/sbin/init")

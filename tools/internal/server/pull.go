@@ -117,14 +117,16 @@ func (s *Server) poll(ctx context.Context, claim store.PullClaim) {
 	began := time.Now()
 	r, err := s.pollOnce(limited, claim)
 	if err != nil {
-		s.metrics.attestation("unreachable", time.Since(began))
+		if r.Next.IsZero() { // it was not judged
+			s.metrics.attestation("unreachable", time.Since(began))
+			r.Next = s.Now().Add(s.pollAgain(claim.Failures))
+		}
 		level := s.Log.Info
 		if claim.Failures == 0 {
 			level = s.Log.Warn
 		}
 		level("poll failed", "device", claim.Device, "failures", claim.Failures+1, "error", err)
 		r.Error = cut(strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\x00", ""), ""))
-		r.Next = s.Now().Add(s.pollAgain(claim.Failures))
 	}
 	if ctx.Err() != nil {
 		r.Next = s.Now() // the server is stopped: that was no fault of the agent's
@@ -142,7 +144,7 @@ func (s *Server) poll(ctx context.Context, claim store.PullClaim) {
 
 // pollAgain is when an agent is tried again that did not answer so many times before.
 func (s *Server) pollAgain(failures int64) time.Duration {
-	d := min(s.Interval/4<<min(failures, 16), max(s.Interval, maxPause))
+	d := min(s.Interval/4<<min(failures, 8), max(s.Interval, maxPause))
 	return d + jitter(d/10)
 }
 
@@ -175,15 +177,28 @@ func (s *Server) pollOnce(ctx context.Context, claim store.PullClaim) (r store.P
 		}
 	}
 	r.Version = agent.version
-	if claim.Share != nil && p.status == store.Trusted {
-		if err := agent.handOver(ctx, p.key, claim.Share); err != nil {
-			return r, fmt.Errorf("hand over share of payload key: %w", err)
-		}
-		r.Handed = true
-		s.Log.Info("share of payload key handed over", "device", claim.Device)
-	}
 	r.Next = s.Now().Add(s.Interval*9/10 + rand.N(s.Interval/5+1))
+	if claim.Share == nil || p.again || p.status != store.Trusted {
+		return r, nil
+	}
+	if err := s.handOver(ctx, agent, claim, p.key); err != nil {
+		return r, fmt.Errorf("hand over share of payload key: %w", err)
+	}
+	r.Handed = true
 	return r, nil
+}
+
+// handOver gives an agent its share. What was true when it was asked may not be any more: it
+// is looked at again, and nothing leaves before the release is an event.
+func (s *Server) handOver(ctx context.Context, agent *pullAgent, claim store.PullClaim, key string) error {
+	if err := s.Store.ReleaseShare(ctx, claim, s.Now()); err != nil {
+		return err
+	}
+	if err := agent.handOver(ctx, key, claim.Share); err != nil {
+		return err
+	}
+	s.Log.Info("share of payload key handed over", "device", claim.Device)
+	return nil
 }
 
 // polled is what came of one quote.

@@ -15,6 +15,7 @@ import (
 
 // Agents that are polled are told of the bad verdict of another device of their group.
 func TestPulledRevocation(t *testing.T) {
+	t.Parallel()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)

@@ -38,6 +38,7 @@ type polledMachine struct {
 	share  []byte   // that it was given
 	told   *evidence.SignedRevocation
 	lie    func(*evidence.QuoteAnswer)
+	full   bool             // it takes no share
 	handle http.HandlerFunc // instead of all
 }
 
@@ -98,8 +99,8 @@ func (p *polledMachine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err == nil {
 			p.share, err = evidence.OpenShare(p.key, m.Share)
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+		if err != nil || p.full {
+			http.Error(w, fmt.Sprint(err), http.StatusBadRequest)
 		}
 	case "POST /v2.2/notifications/revocation":
 		var err error
@@ -194,6 +195,7 @@ func (p *polledMachine) count(request string) (n int) {
 // A device that is polled gets the verdicts of one that calls, and the share of a payload's
 // key only after a good one.
 func TestPulled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPull(t))
 	e := tpmtest.Start(t)
 	p := w.polled(e)
@@ -281,6 +283,7 @@ func (p *polledMachine) reboot(e *tpmtest.Emulator) {
 // What an agent, or somebody in its place, may try: none of it is trusted, and none of it
 // gets the share of a payload's key.
 func TestPulledLies(t *testing.T) {
+	t.Parallel()
 	e := tpmtest.Start(t)
 	for _, c := range []struct {
 		name   string
@@ -371,6 +374,7 @@ func TestPulledLies(t *testing.T) {
 
 // Who answers in the agent's place, with another certificate, hears nothing.
 func TestPulledByAnother(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPull(t))
 	e := tpmtest.Start(t)
 	p := w.polled(e)
@@ -392,6 +396,7 @@ func TestPulledByAnother(t *testing.T) {
 
 // Where nobody has an agent is not looked for one, whoever names it.
 func TestPullContact(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPull(t))
 	s := w.s
 	s.Pull.Networks = nil
@@ -425,6 +430,7 @@ func TestPullContact(t *testing.T) {
 
 // Of several verifiers one polls a device; when it dies another goes on.
 func TestPullReplicas(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPull(t), func(o *Options) { o.Interval, o.Now = time.Hour, time.Now })
 	p := w.polled(tpmtest.Start(t))
 	p.runFile("/sbin/init")
@@ -457,6 +463,7 @@ func TestPullReplicas(t *testing.T) {
 
 // A verifier that is killed while it polls leaves the device to another before it is overdue.
 func TestPullKilled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPull(t))
 	p := w.polled(tpmtest.Start(t))
 	p.runFile("/sbin/init")

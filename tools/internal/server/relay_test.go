@@ -14,6 +14,7 @@ import (
 // whose key signed. That a session is not bound to its connection is shown too: SECURITY.md
 // says what follows.
 func TestRelay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := w.trustedSoft("a"), w.soft("b")
 	w.assign(b.ID, "image")

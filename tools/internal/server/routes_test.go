@@ -18,6 +18,7 @@ import (
 // TestDocument compares the OpenAPI document with the tables: the same operations, for the
 // same callers.
 func TestDocument(t *testing.T) {
+	t.Parallel()
 	var doc struct {
 		OpenAPI string `json:"openapi"`
 		Paths   map[string]map[string]struct {
@@ -113,6 +114,7 @@ func (w *world) credentials(device *machine) []credential {
 // TestRoutes calls each route with each credential: CVE-2026-1709, and every route that
 // will be added without a thought.
 func TestRoutes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	m := w.machine(tpmtest.Start(t))
 	m.enrol()
@@ -158,6 +160,7 @@ func denies(body []byte) bool {
 
 // TestVersions: Keylime's clients find out by these codes which version to speak.
 func TestVersions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for path, want := range map[string]int{
 		w.registrar + "/version":                                  200,

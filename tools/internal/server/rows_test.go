@@ -64,6 +64,7 @@ var rows = []struct{ attack, tests, why string }{
 
 // TestRows: each test that a row names is there.
 func TestRows(t *testing.T) {
+	t.Parallel()
 	have := map[string]bool{}
 	function := regexp.MustCompile(`(?m)^func ((?:Test|test|Fuzz)\w+)\(`)
 	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {

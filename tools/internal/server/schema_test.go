@@ -42,6 +42,7 @@ type memory struct {
 // with the database of an older program devices and operators go on where they were, in the
 // midst of an attestation.
 func TestOldDatabase(t *testing.T) {
+	t.Parallel()
 	if *writeDatabase != "" {
 		leaveDatabase(t, *writeDatabase)
 	}
@@ -176,6 +177,7 @@ func unpack(t *testing.T, name string) string {
 // that has more columns, tables and indexes than it knows, until a migration says that it
 // must not.
 func TestNewerDatabase(t *testing.T) {
+	t.Parallel()
 	for name, make := range map[string]func(testing.TB) string{"SQLite": newSQLite, "PostgreSQL": func(t testing.TB) string { return storetest.StartPostgres(t)(t) }} {
 		t.Run(name, func(t *testing.T) {
 			url := make(t)

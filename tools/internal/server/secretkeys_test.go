@@ -15,6 +15,7 @@ import (
 
 // TestSecretsAtRest plays someone who can write to the database and has no key.
 func TestSecretsAtRest(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	w.putSecret("a", "?run=key")
@@ -59,6 +60,7 @@ func TestSecretsAtRest(t *testing.T) {
 
 // TestSecretKeys: the newest key encrypts, all decrypt, and rekeying makes the old ones useless.
 func TestSecretKeys(t *testing.T) {
+	t.Parallel()
 	for name, b := range map[string][]byte{
 		"empty": nil, "short": make([]byte, 31), "text": []byte(strings.Repeat("x", 64) + "\n"), "zeros": make([]byte, 32),
 		"twice": append(bytes.Repeat([]byte("ab"), 16), bytes.Repeat([]byte("ab"), 16)...), "many": bytes.Repeat([]byte("x"), 17*32),

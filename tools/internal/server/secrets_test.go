@@ -158,6 +158,7 @@ func (m *machine) secrets(challenge []byte) string {
 // TestSecrets takes secrets through their life: assigned to a device and to a group, two
 // revisions, taken away, deleted; and a device through its own.
 func TestSecrets(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	if tag, _ := m.attested(store.Trusted); tag != "" {
@@ -210,6 +211,7 @@ func (w *world) events(device string) (all []map[string]any) {
 
 // TestSecretPages: an answer holds what fits, the others follow.
 func TestSecretPages(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	var want []string
@@ -234,6 +236,7 @@ func TestSecretPages(t *testing.T) {
 
 // TestSecretsRefused is CVE-2021-43310: nobody but the trusted device gets a secret, now.
 func TestSecretsRefused(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	emulator := tpmtest.Start(t)
 	m := w.enrolled(emulator)
@@ -314,6 +317,7 @@ func (w *world) kinds(kind string) int {
 // TestSecretsBoot: what was released before a reset cannot be opened after it, and what is
 // asked for then, with the answers of before, is not released.
 func TestSecretsBoot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	emulator := tpmtest.Start(t)
 	m := w.enrolled(emulator)
@@ -346,6 +350,7 @@ func TestSecretsBoot(t *testing.T) {
 // TestSecretsRace asks for secrets while the verdict turns: by the chain of events none is
 // released while the device is red.
 func TestSecretsRace(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	w.putSecret("web", "")
@@ -411,6 +416,7 @@ func TestSecretsRace(t *testing.T) {
 
 // TestSecretsNowhere looks for what a secret holds in all that the server writes or tells.
 func TestSecretsNowhere(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	w.putSecret("web", "?run=key")
@@ -469,6 +475,7 @@ func mustZip(t *testing.T, name, data string) []byte {
 
 // TestNoSecretKey: without a key nothing is taken, and a device is told of none.
 func TestNoSecretKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.sendZip("web", "", mustZip(t, "f", "x"))
 	if a.status != http.StatusConflict || !strings.Contains(string(a.body), "[secrets] key") {

@@ -78,6 +78,7 @@ func refusedWith(err error, status int, code string) bool {
 
 // TestSoft: the software device is taken like a TPM, else what it tries would prove nothing.
 func TestSoft(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := w.trustedSoft("soft")
 	d.Run("/bin/sh", content("/bin/sh"))

@@ -83,6 +83,7 @@ func measured(t *testing.T, d *evidencetest.Device, name string) (runtime map[st
 // TestWeakBanks: the lists of real boots under the PCRs of kernels that know SHA-1 alone.
 // They are refused unless the rules say that just this is to be taken.
 func TestWeakBanks(t *testing.T) {
+	t.Parallel()
 	const weak = "weak_digests = true\nviolations = \"warn\"\nkexec = true\n"
 	zero := make([]byte, sha256.Size)
 	for _, c := range []struct {
@@ -131,6 +132,7 @@ func TestWeakBanks(t *testing.T) {
 // TestWeakPolicyChanges: evidence that was asked for by a weak policy does not count for a
 // strict one, nor the other way round; the device comes again with all.
 func TestWeakPolicyChanges(t *testing.T) {
+	t.Parallel()
 	const weak = "weak_digests = true\nviolations = \"warn\"\nkexec = true\n"
 	w := newWorld(t)
 	d := evidencetest.New(t, "old")

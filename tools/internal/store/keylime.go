@@ -38,9 +38,11 @@ type TenantMB struct {
 	New  bool // one that is there already is an [ErrExists]; else there has to be one
 }
 
-// TenantChange is one act of a tenant. All of it happens or nothing.
+// TenantChange is one act of a tenant, or that of an operator on a policy which tenants use.
+// All of it happens or nothing.
 type TenantChange struct {
-	Epoch    int64 // of the policies when it was made up: see [Store.PolicyEpoch]; another one is an [ErrConflict]
+	Epoch    int64         // of the policies when it was made up: see [Store.PolicyEpoch]; another one is an [ErrConflict]
+	Activate *ActivePolicy // an operator's: what is derived of it is in Policies
 	Policies []TenantPolicy
 	MB       *TenantMB
 	Agent    *TenantAgent  // nil: of no device. One that was added already is an [ErrExists]
@@ -61,7 +63,7 @@ func (s *Store) PolicyEpoch(ctx context.Context) (epoch int64, err error) {
 func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string, now time.Time) error {
 	bodies, mb, err := s.packed(c)
 	if err != nil {
-		return fmt.Errorf("change by tenant: %w", err)
+		return fmt.Errorf("change policies: %w", err)
 	}
 	err = s.write(ctx, "", func(t *tx) error {
 		n, err := t.exec(`UPDATE policy_epoch SET epoch = epoch + 1 WHERE one = 1 AND epoch = $1`, c.Epoch)
@@ -72,6 +74,11 @@ func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string
 			return ErrConflict
 		}
 		t.epoch = nil
+		if c.Activate != nil {
+			if err := t.activate(*c.Activate, actor, now); err != nil {
+				return fmt.Errorf("activate policy %.40q: %w", c.Activate.Name, err)
+			}
+		}
 		for i, p := range c.Policies {
 			if err := t.putTenantPolicy(p, bodies[i], actor, now); err != nil {
 				return fmt.Errorf("policy %s: %w", p.Name, err)
@@ -88,7 +95,7 @@ func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string
 		return t.addTenantAgent(c, actor, now)
 	})
 	if err != nil {
-		return fmt.Errorf("change by tenant: %w", err)
+		return fmt.Errorf("change policies: %w", err)
 	}
 	return nil
 }

@@ -100,41 +100,50 @@ func (t *tx) putPolicy(ref *PolicyRef, b *blob, actor string, now time.Time) err
 // downgrade says that it is meant; the event says so then. Judgements under way fail with
 // [ErrConflict], and none by the old versions is written after this returns.
 func (s *Store) ActivatePolicy(ctx context.Context, name string, versions []int64, downgrade bool, actor string, now time.Time) error {
-	versions = slices.Clone(versions)
-	slices.Sort(versions)
-	versions = slices.Compact(versions)
 	err := s.write(ctx, "", func(t *tx) error {
 		if _, err := t.exec(`UPDATE policy_epoch SET epoch = epoch + 1 WHERE one = 1`); err != nil {
 			return err
 		}
 		t.epoch = nil
-		var highest int64
-		if err := t.get([]any{&highest}, `SELECT highest FROM policy WHERE name = $1`+t.s.lockUpdate, name); err != nil {
-			return err
-		}
-		active, err := listIn(t, func(r scanner) (v int64, err error) { return v, r.Scan(&v) },
-			`SELECT version FROM policy_revision WHERE name = $1 AND active = 1`, name)
-		if err != nil {
-			return err
-		}
-		older := isDowngrade(highest, active, versions)
-		if older && !downgrade {
-			return fmt.Errorf("from %d to %d: %w", highest, versions, ErrDowngrade)
-		}
-		if err := t.setActive(name, highest, versions); err != nil {
-			return err
-		}
-		kind := "policy-activated"
-		if older {
-			kind = "policy-downgraded"
-		}
-		return t.event(Event{At: now, Kind: kind, Actor: actor,
-			Detail: detail(map[string]any{"name": name, "versions": versions, "before": active, "highest": highest})})
+		return t.activate(ActivePolicy{name, versions, downgrade}, actor, now)
 	})
 	if err != nil {
 		return fmt.Errorf("activate policy %.40q: %w", name, err)
 	}
 	return nil
+}
+
+// ActivePolicy is what [Store.ActivatePolicy] does.
+type ActivePolicy struct {
+	Name      string
+	Versions  []int64
+	Downgrade bool
+}
+
+// activate is [Store.ActivatePolicy] within a transaction that changes the epoch.
+func (t *tx) activate(a ActivePolicy, actor string, now time.Time) error {
+	versions := slices.Compact(slices.Sorted(slices.Values(a.Versions)))
+	var highest int64
+	if err := t.get([]any{&highest}, `SELECT highest FROM policy WHERE name = $1`+t.s.lockUpdate, a.Name); err != nil {
+		return err
+	}
+	active, err := t.active(a.Name)
+	if err != nil {
+		return err
+	}
+	older := isDowngrade(highest, active, versions)
+	if older && !a.Downgrade {
+		return fmt.Errorf("from %d to %d: %w", highest, versions, ErrDowngrade)
+	}
+	if err := t.setActive(a.Name, highest, versions); err != nil {
+		return err
+	}
+	kind := "policy-activated"
+	if older {
+		kind = "policy-downgraded"
+	}
+	return t.event(Event{At: now, Kind: kind, Actor: actor,
+		Detail: detail(map[string]any{"name": a.Name, "versions": versions, "before": active, "highest": highest})})
 }
 
 // isDowngrade expects versions in ascending order.

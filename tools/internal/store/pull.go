@@ -188,6 +188,36 @@ func scanClaim(r scanner) (c PullClaim, err error) {
 	return c, err
 }
 
+// ReleaseShare writes the event that a device is given the share of c. Until it returned,
+// nothing may be sent; it may come to be sent twice. It refuses with
+//   - [ErrUntrusted] if the device is not trusted at now, overdue included;
+//   - [ErrConflict] if somebody else has claimed the device since, its settings were changed,
+//     or it is not polled or may not attest any more.
+func (s *Store) ReleaseShare(ctx context.Context, c PullClaim, now time.Time) error {
+	err := s.write(ctx, c.Device, func(t *tx) error {
+		var status Status
+		// Who changes the device changes this row with it.
+		err := t.get([]any{&status}, `SELECT `+sqlStatus+` FROM attestation a WHERE a.device = $2`+s.lockUpdate, micros(now), c.Device)
+		if err := gone(err); err != nil {
+			return err
+		}
+		if status != Trusted {
+			return ErrUntrusted
+		}
+		for _, q := range []string{`SELECT claim FROM pull WHERE device = $1 AND claim = $2 AND share IS NOT NULL` + s.lockShare,
+			`SELECT CAST($2 AS BIGINT) FROM device WHERE id = $1 AND state = 'active' AND attest = 1`} {
+			if err := gone(t.get([]any{new(int64)}, q, c.Device, c.claim)); err != nil {
+				return err
+			}
+		}
+		return t.event(Event{At: now, Kind: "share-released", Device: c.Device, Detail: "{}"})
+	})
+	if err != nil {
+		return fmt.Errorf("release share to device %s: %w", c.Device, err)
+	}
+	return nil
+}
+
 // EndClaim says what came of a poll. If somebody else has claimed the device since, or its
 // settings were changed, it is an [ErrConflict] and changes nothing. A share that was
 // handed over is forgotten, and an event says so.

@@ -15,6 +15,12 @@ func TestMain(m *testing.M) {
 
 func newSQLite(t testing.TB) string { return filepath.Join(t.TempDir(), "verifier.db") }
 
-func TestSQLite(t *testing.T) { storetest.Run(t, newSQLite) }
+func TestSQLite(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, newSQLite)
+}
 
-func TestPostgres(t *testing.T) { storetest.Run(t, storetest.StartPostgres(t)) }
+func TestPostgres(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, storetest.StartPostgres(t))
+}

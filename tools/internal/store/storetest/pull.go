@@ -51,6 +51,7 @@ func testPull(t *testing.T, url string) {
 		t.Errorf("after a failure: %+v", p)
 	}
 	third := claim(Start.Add(time.Hour), 1)[0]
+	checkShare(t, s, third, second, Start.Add(time.Hour))
 	must(t, s.EndClaim(ctx, third, store.PullResult{Next: Start.Add(2 * time.Hour), Version: "2.2", Handed: true}, Start.Add(time.Hour)))
 	if p, err = s.Pull(ctx, "a"); err != nil || p.Failures != 0 || p.Error != "" || p.Waiting || !p.Handed.Equal(Start.Add(time.Hour)) {
 		t.Errorf("after the share was handed over: %+v, %v", p, err)
@@ -76,6 +77,27 @@ func testPull(t *testing.T, url string) {
 	if _, err := s.VerifyChain(ctx, store.Head{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// checkShare releases the share of the device that a poller has, which nobody judged yet.
+func checkShare(t *testing.T, s *store.Store, has, had store.PullClaim, now time.Time) {
+	t.Helper()
+	ctx := t.Context()
+	want(t, s.ReleaseShare(ctx, has, now), store.ErrUntrusted)
+	_, err := s.Attest(ctx, state(t, s, has.Device, now), good(now, 1, 0, 1))
+	must(t, err)
+	want(t, s.ReleaseShare(ctx, had, now), store.ErrConflict)
+	want(t, s.ReleaseShare(ctx, has, now.Add(6*time.Minute)), store.ErrUntrusted) // overdue
+	must(t, s.UpdateDevice(ctx, has.Device, store.Change{Attest: new(bool)}, "eve", now))
+	want(t, s.ReleaseShare(ctx, has, now), store.ErrConflict)
+	may := true
+	must(t, s.UpdateDevice(ctx, has.Device, store.Change{Attest: &may}, "eve", now))
+	must(t, s.ReleaseShare(ctx, has, now))
+	events, err := s.Events(ctx, has.Device, 0, 1)
+	if must(t, err); len(events) != 1 || events[0].Kind != "share-released" {
+		t.Errorf("events: %+v", events)
+	}
+	want(t, s.ReleaseShare(ctx, store.PullClaim{Pull: store.Pull{Device: "nobody"}}, now), store.ErrConflict)
 }
 
 // Many pollers share the devices: each is one's alone.

@@ -3,8 +3,8 @@
 package tpmtest
 
 import (
+	"bytes"
 	"crypto"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -31,8 +31,8 @@ type Emulator struct {
 	proc *exec.Cmd
 }
 
-// Start makes a new TPM and starts it; both end with the test. Where swtpm is missing the
-// test is skipped.
+// Start delivers a TPM that no other running test has, as new, and starts it; it ends with
+// the test. Where swtpm is missing the test is skipped.
 func Start(t testing.TB) *Emulator {
 	t.Helper()
 	for _, program := range []string{"swtpm", "swtpm_setup", "swtpm_cert"} {
@@ -49,40 +49,21 @@ func Start(t testing.TB) *Emulator {
 		e.stop()
 		_ = os.RemoveAll(dir)
 	})
-	e.manufacture()
+	e.deliver()
 	e.start("startup-clear")
 	return e
 }
 
-// manufacture makes the TPM's state with swtpm_setup, and a certificate authority of two
-// levels with swtpm's own.
-func (e *Emulator) manufacture() {
+// deliver puts a TPM of the stock into the emulator.
+func (e *Emulator) deliver() {
 	e.t.Helper()
-	ca := filepath.Join(e.dir, "ca")
-	e.write("setup.conf", fmt.Sprintf("create_certs_tool = %s\ncreate_certs_tool_config = %s\ncreate_certs_tool_options = %s\n",
-		"/usr/bin/swtpm_localca", filepath.Join(e.dir, "ca.conf"), filepath.Join(e.dir, "ca.options")))
-	e.write("ca.conf", fmt.Sprintf("statedir = %s\nsigningkey = %[1]s/key.pem\nissuercert = %[1]s/issuer.pem\ncertserial = %[1]s/serial\n", ca))
-	e.write("ca.options", "--platform-manufacturer Example\n--platform-version 1\n--platform-model Test\n")
-	if err := os.MkdirAll(filepath.Join(e.dir, "state"), 0o700); err != nil {
+	m := take(e.t)
+	e.RootCA, e.Issuer = bytes.Clone(m.rootCA), bytes.Clone(m.issuer)
+	state := filepath.Join(e.dir, "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
 		e.t.Fatal(err)
 	}
-	out, err := exec.CommandContext(e.t.Context(), "swtpm_setup", "--tpm2", "--tpmstate", filepath.Join(e.dir, "state"),
-		"--config", filepath.Join(e.dir, "setup.conf"), "--create-ek-cert", "--pcr-banks", "sha1,sha256,sha384",
-		"--runas", fmt.Sprint(os.Getuid()), "--overwrite").CombinedOutput()
-	if err != nil {
-		e.t.Fatalf("swtpm_setup: %v\n%s", err, out)
-	}
-	if e.RootCA, err = os.ReadFile(filepath.Join(ca, "swtpm-localca-rootca-cert.pem")); err != nil {
-		e.t.Fatal(err)
-	}
-	if e.Issuer, err = os.ReadFile(filepath.Join(ca, "issuer.pem")); err != nil {
-		e.t.Fatal(err)
-	}
-}
-
-func (e *Emulator) write(name, content string) {
-	e.t.Helper()
-	if err := os.WriteFile(filepath.Join(e.dir, name), []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(state, stateFile), m.state, 0o600); err != nil {
 		e.t.Fatal(err)
 	}
 }
