@@ -21,6 +21,16 @@
 #                        "https://attest.example.com:8881" and the CA of its certificate, PEM: the image gets
 #                        attest-agent, which reports there. systemd starts it; another init has to be told to:
 #                        at:5:respawn:/usr/bin/attest-agent run
+#                        ATTEST_REGISTRAR_URL, where the registrar is not there at port 8891.
+# ATTEST_NOTICE_CA       "/secure/notices.crt": who signs the verifier's notices of other devices, PEM
+# ATTEST_ACTIONS         "isolate-peer /secure/actions/stop-pump": programs that the device runs on such notices, as root, from
+#                        /etc/attest/actions.d, where they are signed as all files are. Names are those of the examples
+#                        in tools/attest-agent/actions. systemd starts them; another init has to be told to:
+#                        ac:5:respawn:/usr/bin/attest-agent act --watch
+# ATTEST_SECRETS_EXECUTE "1": the device runs what a secret of the verifier says is to be run, as the user attest
+# ATTEST_LISTEN, ATTEST_LISTEN_CA
+#                        "0.0.0.0:9002" and the CA of those who may call there, PEM: the device is polled, as Keylime does
+#                        it. Its address, contact = "192.0.2.7:9002", is in /etc/attest/agent.d/*.toml of the device.
 # ATTEST_MANIFEST        where such an image has its own manifest, by which attest-agent verify checks it without a
 #                        network: "/usr/share/attest/image.attest.json", some 500 bytes a file; "" is none
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not
@@ -102,7 +112,7 @@ oe_mkext234fs:prepend() {
 
 # To PACKAGE_INSTALL, which images that set it do not make from IMAGE_INSTALL.
 PACKAGE_INSTALL:append = " ${@'attest-policy' if d.getVar('ATTEST_POLICY') and not d.getVar('ATTEST_EXEMPT') else ''}"
-PACKAGE_INSTALL:append = " ${@'attest-agent attest-agent-conf' if d.getVar('ATTEST_VERIFIER_URL') and not d.getVar('ATTEST_EXEMPT') else ''}"
+PACKAGE_INSTALL:append = " ${@'attest-agent attest-agent-conf' if attest_has_agent(d) and not d.getVar('ATTEST_EXEMPT') else ''}"
 
 # A tree to which the certificate for .evm or a manifest was added keeps it.
 do_rootfs[vardeps] += "ATTEST_EVM ATTEST_MANIFEST"
@@ -173,7 +183,7 @@ def attest_install_manifest(d):
     beside the image, so that a verifier knows it."""
     import shutil
     name = d.getVar('ATTEST_MANIFEST')
-    if not name or not d.getVar('ATTEST_VERIFIER_URL'):
+    if not name or not attest_has_agent(d):
         return
     root, made = d.getVar('IMAGE_ROOTFS'), d.expand('${T}/inner.attest.json')
     path = root + name
@@ -211,8 +221,12 @@ def attest_warn_of_idle_policy(d):
         'attest-init-link (INITRAMFS_IMAGE), or set ATTEST_POLICY = "" and be content with signatures')
 
 def attest_warn_of_idle_agent(d):
-    """Warns of an agent that nobody starts: systemd does."""
-    if not os.path.exists(d.expand('${IMAGE_ROOTFS}${bindir}/attest-agent')) or attest_boot_runs(d, b'attest-agent'):
+    """Warns of an agent, or of its actions, that nobody starts: systemd does."""
+    if not os.path.exists(d.expand('${IMAGE_ROOTFS}${bindir}/attest-agent')):
+        return
+    if d.getVar('ATTEST_ACTIONS') and not attest_boot_runs(d, b'attest-agent act'):
+        bb.warn('nobody runs the actions of this image: have systemd (INIT_MANAGER), or a line in its inittab: ac:5:respawn:/usr/bin/attest-agent act --watch')
+    if attest_boot_runs(d, b'attest-agent'):
         return
     bb.warn('nobody starts attest-agent in this image, so that it reports nothing: have systemd (INIT_MANAGER), or a line in its inittab: '
         'at:5:respawn:/usr/bin/attest-agent run')

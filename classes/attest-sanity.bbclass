@@ -26,7 +26,7 @@ ATTEST_NEEDS ??= "ATTEST_CA"
 ATTEST_NEEDS[doc] = "Set by the classes: variables that must name files which are there."
 
 def attest_problems(d):
-    problems = attest_unknown_names(d) + attest_missing_files(d) + attest_policy_problem(d)
+    problems = attest_unknown_names(d) + attest_missing_files(d) + attest_policy_problem(d) + attest_agent_problems(d)
     if not bb.utils.contains('DISTRO_FEATURES', 'integrity', True, False, d):
         problems.append('DISTRO_FEATURES has no "integrity", without which kernel, certificates and policy stay as they were. '
             'In local.conf: DISTRO_FEATURES:append = " integrity"')
@@ -35,7 +35,7 @@ def attest_problems(d):
     manifest = d.getVar('ATTEST_MANIFEST')
     if manifest and os.path.normpath('/' + manifest.lstrip('/')) != manifest:
         problems.append('ATTEST_MANIFEST = "%s": give a whole path in the image, beginning with /' % manifest)
-    for name in ('ATTEST_EVM', 'ATTEST_ALLOW_DEBUG_KEYS', 'ATTEST_ALLOW_EXPIRED'):
+    for name in ('ATTEST_EVM', 'ATTEST_ALLOW_DEBUG_KEYS', 'ATTEST_ALLOW_EXPIRED', 'ATTEST_SECRETS_EXECUTE'):
         value = d.getVar(name)
         if value not in ('0', '1', ''):
             problems.append('%s = "%s": use "1" or "0"' % (name, value))
@@ -103,6 +103,54 @@ def attest_policy_problem(d):
     near = difflib.get_close_matches(wanted, known, 1, 0.5)
     return ['ATTEST_POLICY = "%s": there is no such %s%s (policies: %s)' % (policy, 'file' if '/' in policy else 'policy',
         '; did you mean ATTEST_POLICY = "%s"?' % near[0] if near else '', ' '.join(known))]
+
+def attest_agent_problems(d):
+    """What the agent in the image could not work with."""
+    import re
+    if not attest_has_agent(d):
+        without = [name for name in ('ATTEST_VERIFIER_CA', 'ATTEST_NOTICE_CA', 'ATTEST_ACTIONS', 'ATTEST_LISTEN', 'ATTEST_LISTEN_CA') if d.getVar(name)]
+        if d.getVar('ATTEST_SECRETS_EXECUTE') == '1':
+            without.append('ATTEST_SECRETS_EXECUTE')
+        return ['%s: no verifier is named, and so no image has the agent. In local.conf: ATTEST_VERIFIER_URL = "https://HOST:8881"' % ' '.join(without)] if without else []
+    problems = []
+    for name in ('ATTEST_VERIFIER_URL', 'ATTEST_REGISTRAR_URL'):
+        value = d.getVar(name)
+        if value and not re.fullmatch(r'https://[^\s"\\?#@]+', value):
+            problems.append('%s = "%s": give https://HOST:PORT' % (name, value))
+    for name, needs in (('ATTEST_VERIFIER_CA', ''), ('ATTEST_NOTICE_CA', 'ATTEST_ACTIONS'), ('ATTEST_LISTEN_CA', 'ATTEST_LISTEN')):
+        path = d.getVar(name)
+        if path:
+            problems.extend(attest_missing_file(d, name, path))
+        elif not needs:
+            problems.append('%s is not set: the CA of the certificate of %s, a file in PEM, without which the agent trusts no server' % (name,
+                d.getVar('ATTEST_VERIFIER_URL') or d.getVar('ATTEST_REGISTRAR_URL')))
+        elif d.getVar(needs):
+            problems.append('%s is not set, without which %s = "%s" has no effect: give a file in PEM' % (name, needs, d.getVar(needs)))
+    listen = d.getVar('ATTEST_LISTEN')
+    if listen and not re.fullmatch(r'(\d+\.\d+\.\d+\.\d+|\[[0-9a-fA-F:.]+\]):\d+', listen):
+        problems.append('ATTEST_LISTEN = "%s": give IP:PORT, as 0.0.0.0:9002' % listen)
+    if not d.getVar('ATTEST_VERIFIER_URL') and not listen:
+        problems.append('ATTEST_REGISTRAR_URL alone is for devices that are polled: set ATTEST_VERIFIER_URL, or ATTEST_LISTEN')
+    return problems + attest_action_problems(d)
+
+def attest_action_problems(d):
+    """Programs of ATTEST_ACTIONS that are not there, or of the same name."""
+    import difflib
+    folder = os.path.join(d.getVar('ATTEST_BASE'), 'tools/attest-agent/actions')
+    problems, names = [], []
+    for word, path in zip(d.getVar('ATTEST_ACTIONS').split(), attest_action_files(d)):
+        if '/' in word:
+            problems.extend(attest_missing_file(d, 'ATTEST_ACTIONS', path))
+        elif not os.path.isfile(path):
+            known = sorted(os.listdir(folder))
+            near = difflib.get_close_matches(word, known, 1, 0.5)
+            problems.append('ATTEST_ACTIONS: there is no action %s%s (actions: %s; others by their whole path)' % (word,
+                '; did you mean %s?' % near[0] if near else '', ' '.join(known)))
+        name = os.path.basename(path)
+        if name in names or not name or name.startswith('.'):
+            problems.append('ATTEST_ACTIONS: %s: each needs a name of its own, which begins with no point' % word)
+        names.append(name)
+    return problems
 
 def attest_arguments(d):
     """Arguments of every attest command that opens keys."""

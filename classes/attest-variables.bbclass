@@ -70,6 +70,18 @@ ATTEST_VERIFIER_URL ??= ""
 ATTEST_VERIFIER_URL[doc] = "Verifier that the agent in the image reports to."
 ATTEST_VERIFIER_CA ??= ""
 ATTEST_VERIFIER_CA[doc] = "CA of that verifier's certificate, a file."
+ATTEST_REGISTRAR_URL ??= ""
+ATTEST_REGISTRAR_URL[doc] = "Registrar of the agent in the image, where it is not on the verifier's host at port 8891."
+ATTEST_NOTICE_CA ??= ""
+ATTEST_NOTICE_CA[doc] = "Certificate that signs the verifier's notices of other devices (attest-verifier certificate notices), a file in PEM. Empty: none is asked for."
+ATTEST_ACTIONS ??= ""
+ATTEST_ACTIONS[doc] = "Programs that the device runs on notices, as root: names in tools/attest-agent/actions (isolate-peer, remove-ssh-keys), or paths of files."
+ATTEST_SECRETS_EXECUTE ??= "0"
+ATTEST_SECRETS_EXECUTE[doc] = "1: the device runs what a secret of the verifier says is to be run, as the agent's user."
+ATTEST_LISTEN ??= ""
+ATTEST_LISTEN[doc] = "Address at which Keylime's verifier polls the device: 0.0.0.0:9002. Empty: no port is opened, and the agent has no code for one."
+ATTEST_LISTEN_CA ??= ""
+ATTEST_LISTEN_CA[doc] = "CA of those who may call at ATTEST_LISTEN, a file in PEM."
 ATTEST_MANIFEST ??= "${datadir}/attest/image.attest.json"
 ATTEST_MANIFEST[doc] = "Where an image with the agent has its manifest, for attest-agent verify. Empty: it has none, and files are checked by their labels alone."
 ATTEST_SELFTEST_IMAGE ??= "attest-image-minimal"
@@ -120,6 +132,15 @@ def attest_policy_file(d):
         return policy or ''
     return os.path.join(d.getVar('ATTEST_BASE'), 'policies', policy + '.ima')
 
+def attest_action_files(d):
+    """Where the programs of ATTEST_ACTIONS are. Whether they are there is for others to ask."""
+    folder = os.path.join(d.getVar('ATTEST_BASE'), 'tools/attest-agent/actions')
+    return [name if '/' in name else os.path.join(folder, name) for name in d.getVar('ATTEST_ACTIONS').split()]
+
+def attest_has_agent(d):
+    """Says whether images get the agent: somebody is named to whom it reports."""
+    return bool(d.getVar('ATTEST_VERIFIER_URL') or d.getVar('ATTEST_REGISTRAR_URL'))
+
 def attest_secrets(d):
     """Variables of attest's environment: secrets are in no argument, which everybody on the machine sees, and in no script of a task."""
     secrets = {}
@@ -141,6 +162,10 @@ ATTEST_KEY_DIR[vardepvalue] = ""
 ATTEST_CERT[vardepvalue] = ""
 ATTEST_CA[vardepvalue] = ""
 ATTEST_CONFIG[vardepvalue] = ""
+ATTEST_ACTIONS[vardepvalue] = "${@' '.join(os.path.basename(path) for path in attest_action_files(d))}"
+ATTEST_VERIFIER_CA[vardepvalue] = ""
+ATTEST_NOTICE_CA[vardepvalue] = "${@'1' if d.getVar('ATTEST_NOTICE_CA') else ''}"
+ATTEST_LISTEN_CA[vardepvalue] = ""
 ATTEST_POLICY[vardepvalue] = "${@os.path.basename(d.getVar('ATTEST_POLICY') or '')}"
 ATTEST_PASSPHRASE_FILE[vardepvalue] = ""
 ATTEST_KEY_ENV[vardepvalue] = ""

@@ -1,6 +1,13 @@
 # What it reports to is in attest-agent-conf, so that one build of the program serves all machines of an
 # architecture. attest-image puts both into images where ATTEST_VERIFIER_URL is set.
+#
+# The package attest-agent-actions has what runs programs on notices of other devices, as root, and examples of
+# such programs in /usr/share/attest-agent/actions. attest-agent-conf brings it where ATTEST_ACTIONS is set.
+#
+# PACKAGECONFIG: "pull" adds the port at which Keylime's verifier polls devices. It is there where ATTEST_LISTEN is set,
+# and nothing listens until a setting says so.
 SUMMARY = "Proves to a verifier what this device runs"
+SUMMARY:${PN}-actions = "Runs local programs when the verdict of a device changes"
 DESCRIPTION = "Sends TPM quotes and the kernel's measurement list to an attest-verifier, or to Keylime's; verifies the running system without a network; explains what is missing. It has no open port unless it is told to be polled."
 HOMEPAGE = "https://github.com/meta-attest/meta-attest"
 SECTION = "security"
@@ -25,6 +32,9 @@ S = "${UNPACKDIR}/${BP}"
 
 GO_IMPORT = "github.com/meta-attest/meta-attest"
 GO_INSTALL = "${GO_IMPORT}/tools/attest-agent"
+# The protocol has no HTTP/2, which is a megabyte.
+GO_TAGS = "nethttpomithttp2"
+GO_TAGS:append = " ${@bb.utils.contains('PACKAGECONFIG', 'pull', '', 'nopull', d)}"
 
 inherit attest-go features_check systemd useradd
 REQUIRED_DISTRO_FEATURES = "integrity"
@@ -41,7 +51,12 @@ GO_EXTRA_LDFLAGS += "-buildid="
 GOBUILDFLAGS:append = " -gcflags=all=-l"
 GO_EXTRA_LDFLAGS:append:x86-64 = " -funcalign=1"
 
-SYSTEMD_SERVICE:${PN} = "attest-agent.service attest-agent-actions.service attest-agent-actions.path"
+PACKAGECONFIG ??= "${@'pull' if d.getVar('ATTEST_LISTEN') else ''}"
+PACKAGECONFIG[pull] = ""
+
+SYSTEMD_PACKAGES = "${PN} ${PN}-actions"
+SYSTEMD_SERVICE:${PN} = "attest-agent.service"
+SYSTEMD_SERVICE:${PN}-actions = "attest-agent-actions.service attest-agent-actions.path"
 
 # Whom the agent becomes once the TPM and the kernel's lists are open.
 USERADD_PACKAGES = "${PN}"
@@ -50,7 +65,6 @@ USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir ${local
 do_install() {
     source=${S}/src/${GO_IMPORT}/tools/attest-agent
     install -D -m 0755 ${B}/${GO_BUILD_BINDIR}/attest-agent ${D}${bindir}/attest-agent
-    # Examples: what is to run in an image is copied to /etc/attest/actions.d.
     install -d ${D}${datadir}/attest-agent/actions
     install -m 0755 $source/actions/isolate-peer $source/actions/remove-ssh-keys ${D}${datadir}/attest-agent/actions/
     install -D -m 0644 $source/attest-agent.1 ${D}${mandir}/man1/attest-agent.1
@@ -59,3 +73,7 @@ do_install() {
         install -m 0644 $source/attest-agent.service $source/attest-agent-actions.service $source/attest-agent-actions.path ${D}${systemd_system_unitdir}/
     fi
 }
+
+PACKAGES =+ "${PN}-actions"
+FILES:${PN}-actions += "${datadir}/attest-agent/actions"
+RDEPENDS:${PN}-actions = "${PN}"

@@ -11,7 +11,7 @@ REQUIRED_DISTRO_FEATURES = "integrity"
 # nooelint: oelint.vars.dependsordered - three are expressions
 RDEPENDS:${PN} = "\
     ${@'attest-policy' if d.getVar('ATTEST_POLICY') else ''} \
-    ${@'attest-agent attest-agent-conf' if d.getVar('ATTEST_VERIFIER_URL') else ''} \
+    ${@'attest-agent attest-agent-conf' if attest_has_agent(d) else ''} \
     ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'attest-systemd', '', d)} \
     attest \
     "

@@ -146,6 +146,8 @@ func TestSignFunction(t *testing.T) {
 // TestSettings has the parser refuse what no build can be made of, and name what mends it.
 func TestSettings(t *testing.T) {
 	keys := filepath.Join(repository(t), "keys-debug")
+	agent := settings(t) + "ATTEST_VERIFIER_URL = \"https://attest.example.com:8881\"\nATTEST_VERIFIER_CA = \"" + keys + "/root.crt\"\n"
+	notices := agent + "ATTEST_NOTICE_CA = \"" + keys + "/root.crt\"\n"
 	cases := []struct{ name, conf, want string }{
 		{"no key", ``, `ATTEST_KEY_DIR = "`},
 		{"no folder", `ATTEST_KEY_DIR = "/nowhere/keys"`, `there is no file /nowhere/keys/ima.key`},
@@ -158,6 +160,22 @@ func TestSettings(t *testing.T) {
 		{"relative path in the image", settings(t) + `ATTEST_MANIFEST = "image.attest.json"`, `ATTEST_MANIFEST = "image.attest.json": give a whole path in the image`},
 		{"no rules", settings(t) + `ATTEST_CONFIG = "/nowhere/attest.toml"`, `ATTEST_CONFIG: there is no file /nowhere/attest.toml`},
 		{"class of meta-integrity", settings(t) + `inherit ima-evm-rootfs`, `ima-evm-rootfs of meta-integrity is inherited, too`},
+		{"verifier without TLS", agent + `ATTEST_VERIFIER_URL = "http://attest.example.com"`, `ATTEST_VERIFIER_URL = "http://attest.example.com": give https://HOST:PORT`},
+		{"verifier whom nobody vouches for", agent + `ATTEST_VERIFIER_CA = ""`, `ATTEST_VERIFIER_CA is not set: the CA of the certificate of https://attest.example.com:8881`},
+		{"CA of the verifier that is not there", agent + `ATTEST_VERIFIER_CA = "/nowhere/ca.crt"`, `ATTEST_VERIFIER_CA: there is no file /nowhere/ca.crt`},
+		{"registrar that is none", agent + `ATTEST_REGISTRAR_URL = "registrar:8891"`, `ATTEST_REGISTRAR_URL = "registrar:8891": give https://HOST:PORT`},
+		{"registrar alone", agent + "ATTEST_REGISTRAR_URL = \"https://r:8891\"\n" + `ATTEST_VERIFIER_URL = ""`, `ATTEST_REGISTRAR_URL alone is for devices that are polled`},
+		{"actions without an agent", settings(t) + `ATTEST_ACTIONS = "isolate-peer"`, `ATTEST_ACTIONS: no verifier is named`},
+		{"secrets without an agent", settings(t) + `ATTEST_SECRETS_EXECUTE = "1"`, `ATTEST_SECRETS_EXECUTE: no verifier is named`},
+		{"certificate of notices that is not there", agent + `ATTEST_NOTICE_CA = "/nowhere/notices.crt"`, `ATTEST_NOTICE_CA: there is no file /nowhere/notices.crt`},
+		{"actions and nobody who signs notices", agent + `ATTEST_ACTIONS = "isolate-peer"`, `ATTEST_NOTICE_CA is not set, without which ATTEST_ACTIONS = "isolate-peer" has no effect`},
+		{"action misspelt", notices + `ATTEST_ACTIONS = "isolate-peers"`, `there is no action isolate-peers; did you mean isolate-peer? (actions: isolate-peer remove-ssh-keys; others by their whole path)`},
+		{"action that is not there", notices + `ATTEST_ACTIONS = "/nowhere/stop-pump"`, `ATTEST_ACTIONS: there is no file /nowhere/stop-pump`},
+		{"action by a relative path", notices + `ATTEST_ACTIONS = "actions/stop-pump"`, `ATTEST_ACTIONS = "actions/stop-pump": give a whole path`},
+		{"two actions of one name", notices + `ATTEST_ACTIONS = "isolate-peer ` + filepath.Join(repository(t), "tools/attest-agent/actions/isolate-peer") + `"`, `each needs a name of its own`},
+		{"true for 1 of secrets", agent + `ATTEST_SECRETS_EXECUTE = "true"`, `ATTEST_SECRETS_EXECUTE = "true": use "1" or "0"`},
+		{"port without an address", agent + "ATTEST_LISTEN_CA = \"" + keys + "/root.crt\"\n" + `ATTEST_LISTEN = ":9002"`, `ATTEST_LISTEN = ":9002": give IP:PORT, as 0.0.0.0:9002`},
+		{"port for anybody", agent + `ATTEST_LISTEN = "0.0.0.0:9002"`, `ATTEST_LISTEN_CA is not set, without which ATTEST_LISTEN = "0.0.0.0:9002" has no effect`},
 		{"squashfs without labels", settings(t) + "IMAGE_FSTYPES = \"squashfs\"\n" + `EXTRA_IMAGECMD = "-no-xattrs"`, `-no-xattrs`},
 	}
 	eachLibrary(t, func(t *testing.T, l library) {
