@@ -28,6 +28,7 @@ const floodSize = 10_000
 // registrar: ten thousand that say nothing, or say it slowly, in the handshake, the header
 // or the body, keep nobody out, and each is shown out.
 func TestFlood(t *testing.T) {
+	t.Parallel()
 	n := floodSize
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {

@@ -53,6 +53,7 @@ func alarms(t *testing.T, path string, many int) {
 // TestKillDelivery kills two replicas, one after the other, while they deliver: each notice
 // arrives, and one that arrived twice has the same id.
 func TestKillDelivery(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("waits for a lease to end; not with -short")
 	}
@@ -151,6 +152,7 @@ func TestKillDelivery(t *testing.T) {
 
 // TestNoticesConfig: what is not good is refused at the start, and says where.
 func TestNoticesConfig(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := build(t, dir)
 	run := func(args ...string) (string, error) {

@@ -11,6 +11,7 @@ import (
 // TestReadableKey is CVE-2022-23952: what is secret and that every user may read is refused,
 // with the command that mends it.
 func TestReadableKey(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := build(t, dir)
 	for _, secret := range []string{"tls/server.key", "attest.db"} {
