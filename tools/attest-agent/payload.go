@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,6 +20,8 @@ const (
 	maxPayloadOut = 16 << 10    // bytes of it that are logged
 )
 
+var errErased = errors.New("the payloads are being erased")
+
 // payloads are the files that a verifier or a tenant gave to this device. They are in memory
 // only, and only from a good verdict to the next bad one.
 type payloads struct {
@@ -27,6 +30,10 @@ type payloads struct {
 	mu     sync.Mutex
 	folder *payload.Folder // nil where there can be none, for the reason err
 	err    error
+
+	// What is executed holds mu, and must not hold up who erases.
+	erasing atomic.Int32
+	stop    atomic.Pointer[context.CancelFunc]
 }
 
 // makeSecretsFolder makes the folder for payloads as root, for the user that the agent
@@ -46,12 +53,26 @@ func openPayloads(a *agent) (*payloads, error) {
 	return p, p.eraseAll()
 }
 
-// close erases all.
+// close erases all, and takes nothing any more.
 func (p *payloads) close() error {
+	defer p.lockToErase()()
 	if p.folder == nil {
 		return nil
 	}
-	return errors.Join(p.eraseAll(), p.folder.Close())
+	f := p.folder
+	p.folder, p.err = nil, errErased
+	return errors.Join(f.EraseAll(), f.Close())
+}
+
+// lockToErase ends what is executed and locks; what it returns unlocks.
+func (p *payloads) lockToErase() (unlock func()) {
+	p.erasing.Add(1)
+	if stop := p.stop.Load(); stop != nil {
+		(*stop)()
+	}
+	p.mu.Lock()
+	p.erasing.Add(-1)
+	return p.mu.Unlock
 }
 
 // keep writes a payload, and runs what it has to be run if the image allows that.
@@ -61,6 +82,12 @@ func (p *payloads) keep(ctx context.Context, one *payload.Payload) error {
 	if p.folder == nil {
 		return fmt.Errorf("secrets_dir: %w", p.err)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	p.stop.Store(&stop)
+	if p.erasing.Load() > 0 {
+		return errErased
+	}
 	if err := p.folder.Put(one); err != nil {
 		return err
 	}
@@ -68,10 +95,10 @@ func (p *payloads) keep(ctx context.Context, one *payload.Payload) error {
 	switch {
 	case one.Run == "":
 	case p.agent.config.get("secrets_execute") == "":
-		p.agent.say("%s of payload %s is not run: secrets_execute is not set", one.Run, one.Name)
+		p.agent.say("%s of payload %s is not run: secrets_execute is not set", printable(one.Run, maxShown), one.Name)
 	default:
 		if err := p.execute(ctx, one); err != nil {
-			p.agent.say("%s of payload %s: %s", one.Run, one.Name, printable(err.Error(), maxShown))
+			p.agent.say("%s of payload %s: %s", printable(one.Run, maxShown), one.Name, printable(err.Error(), maxShown))
 		}
 	}
 	return nil
@@ -87,8 +114,7 @@ func (p *payloads) erase(name string) error {
 }
 
 func (p *payloads) eraseAll() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.lockToErase()()
 	if p.folder == nil {
 		return nil
 	}
@@ -108,12 +134,19 @@ func (p *payloads) execute(ctx context.Context, one *payload.Payload) error {
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = 2 * time.Second
 	err := c.Run()
+	lines := 0
 	for line := range strings.Lines(out.String()) {
-		p.agent.say("%s of payload %s says: %s", one.Run, one.Name, printable(strings.TrimRight(line, "\n"), maxShown))
+		if lines++; lines > maxActionLines {
+			p.agent.say("%s of payload %s says more", printable(one.Run, maxShown), one.Name)
+			break
+		}
+		p.agent.say("%s of payload %s says: %s", printable(one.Run, maxShown), one.Name, printable(strings.TrimRight(line, "\n"), maxShown))
 	}
 	switch {
-	case limited.Err() != nil && ctx.Err() == nil:
+	case errors.Is(limited.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("killed after %s", payloadTime)
+	case ctx.Err() != nil:
+		return errErased
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay): // that is a daemon it left behind, with our pipe
 		return err
 	}

@@ -119,6 +119,7 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 			if size += len(one.Sealed); size > maxSecretSize || len(all) == maxSecrets {
 				return fmt.Errorf("more than %d secrets, or %d bytes of them: those from %s on are not here", maxSecrets, maxSecretSize, one.Name)
 			}
+			s.agent.notify.alive() // one may have a program that takes its time
 			if err := s.take(ctx, q, one); err != nil {
 				return err
 			}
