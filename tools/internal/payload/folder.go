@@ -23,20 +23,29 @@ type Folder struct {
 }
 
 // MakeFolder makes the folder at name for a user: by root, before it becomes that user. One
-// that is there is given to that user, and closed to the others.
+// that is there has to be the caller's or that user's with mode 0700, so that a wrong name
+// takes no folder of the system's away; root takes any such folder for itself.
 func MakeFolder(name string, uid, gid int) error {
 	// The folder above is not a secret, and the user has to pass it.
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return fmt.Errorf("make payload folder: %w", err)
 	}
-	if err := os.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make payload folder: %w", err)
+	made := os.Mkdir(name, 0o700)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return fmt.Errorf("make payload folder: %w", made)
 	}
 	dir, err := openDir(name)
 	if err != nil {
 		return fmt.Errorf("make payload folder: %w", err)
 	}
 	defer dir.Close()
+	var at unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &at); err != nil {
+		return fmt.Errorf("make payload folder %s: %w", name, err)
+	}
+	if owner := int(at.Uid); made != nil && (at.Mode&0o7777 != 0o700 || owner != uid && owner != os.Geteuid() && uid != 0) {
+		return fmt.Errorf("make payload folder %s: it is there, of user %d with mode %04o: name another one, or remove it", name, owner, at.Mode&0o7777)
+	}
 	if err := errors.Join(dir.Chmod(0o700), dir.Chown(uid, gid)); err != nil {
 		return fmt.Errorf("make payload folder: %w", err)
 	}

@@ -269,3 +269,30 @@ func TestUser(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestMakeFolderOfOthers: a setting that names a folder of the system's takes nothing away.
+func TestMakeFolderOfOthers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: to give folders away is not tested")
+	}
+	for name, mode := range map[string]uint32{"run": 0o755, "shm": 0o1777, "group": 0o750} {
+		dir := tmpfs(t) + "/" + name
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(dir+"/pid", nil, 0o644), unix.Chmod(dir, mode)); err != nil {
+			t.Fatal(err)
+		}
+		if err := MakeFolder(dir, 65534, 65534); err == nil {
+			t.Errorf("%s was given away", name)
+		}
+		var at unix.Stat_t
+		if err := unix.Stat(dir, &at); err != nil || at.Uid != 0 || at.Mode&0o7777 != mode {
+			t.Errorf("%s: of user %d with mode %o: %v", name, at.Uid, at.Mode, err)
+		}
+	}
+	dir := tmpfs(t)
+	if err := errors.Join(os.Chown(dir, 1, 1), os.WriteFile(dir+"/x", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := MakeFolder(dir, 65534, 65534); err == nil {
+		t.Error("a folder of another user was given away")
+	}
+}
