@@ -83,7 +83,7 @@ type settings struct {
 	} `toml:"keylime"`
 	Evidence struct {
 		KeepTrusted duration `toml:"keep_trusted" help:"evidence of verdicts that were good"`
-		KeepOthers  duration `toml:"keep_others" help:"all other evidence"`
+		KeepOthers  duration `toml:"keep_others" help:"all other evidence, and notices that nobody took"`
 	} `toml:"evidence"`
 	Notices struct {
 		Source   string            `toml:"source" help:"URI that notices are from; \"\": one of the hash of the first event"`

@@ -31,7 +31,7 @@ func newFleetNotices(o *fleetFlags) *cobra.Command {
 		Short: "See notices that could not be delivered, and send them again",
 		Long: `When the verdict of a device turns bad, or good again, the verifier tells its webhooks. A
 notice that cannot be delivered is tried again for three days; then it is a dead letter,
-which stays until somebody retries or drops it.`,
+which stays until somebody retries or drops it, or the verifier's keep_others is over.`,
 		Example: `  attest fleet notices list
   attest fleet notices retry Q5QK...`,
 		Args: cobra.NoArgs,

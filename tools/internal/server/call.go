@@ -142,6 +142,9 @@ func answerTo(err error) *failure {
 	if errors.As(err, &tooLarge) {
 		return &failure{status: http.StatusRequestEntityTooLarge, code: "too_large", text: fmt.Sprintf("more than %d bytes", tooLarge.Limit)}
 	}
+	if errors.Is(err, store.ErrInvalid) {
+		return &failure{status: http.StatusBadRequest, code: "invalid", text: err.Error()}
+	}
 	for _, a := range answers {
 		if errors.Is(err, a.err) {
 			f := &failure{status: a.status, code: a.code, text: a.text}

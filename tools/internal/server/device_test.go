@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,4 +50,26 @@ func testDevice(t *testing.T, url string) {
 	w.api("GET", "/devices/"+m.id+"/verdict", nil, 200)
 	w.api("GET", "/events/check", nil, 200)
 	w.api("DELETE", "/devices/"+m.id, nil, http.StatusNoContent)
+}
+
+// TestInvalid: what cannot be stored is said to be the sender's fault.
+func TestInvalid(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.Secrets = secretKeys(t, 1) })
+	id := strings.Repeat("a", 64)
+	w.api("POST", "/devices", map[string]any{"ek_hash": id}, http.StatusCreated)
+	long := strings.Repeat("g", store.MaxText+1)
+	for _, c := range []struct {
+		method, path string
+		body         map[string]any
+	}{
+		{"POST", "/devices", map[string]any{"ek_hash": strings.Repeat("b", 64), "group": long}},
+		{"PATCH", "/devices/" + id, map[string]any{"group": "a\x00b"}},
+		{"PATCH", "/devices/" + id, map[string]any{"labels": map[string]string{"rack": "a\x00b"}}}, // no notice could hold it
+		{"PATCH", "/devices/" + id, map[string]any{"policies": []string{"image", "image"}}},
+		{"PATCH", "/secrets/web", map[string]any{"add": map[string]any{"groups": []string{long}}}},
+	} {
+		if a := w.send(c.method, w.verifier+"/api/v1"+c.path, w.admin, c.body); a.status != http.StatusBadRequest {
+			t.Errorf("%s %s %.80v: %d %s", c.method, c.path, c.body, a.status, a.body)
+		}
+	}
 }

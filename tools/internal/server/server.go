@@ -209,14 +209,18 @@ func (s *Server) sweep(ctx context.Context) {
 func (s *Server) prune(ctx context.Context) {
 	for ctx.Err() == nil {
 		now := s.Now()
-		n, err := s.Store.Prune(ctx, now.Add(-s.KeepTrusted), now.Add(-s.KeepOthers), now, batch)
-		if err == nil && len(s.told) > 0 {
-			_, err = s.Store.PruneAlarms(ctx, now.Add(-s.KeepOthers), batch)
+		old := now.Add(-s.KeepOthers)
+		n, err := s.Store.Prune(ctx, now.Add(-s.KeepTrusted), old, now, batch)
+		jobs, lost := s.Store.PruneJobs(ctx, old, batch)
+		alarms, kept := s.Store.PruneAlarms(ctx, old, batch)
+		if jobs > 0 {
+			s.Log.Warn("notices forgotten that nobody took", "number", jobs, "older_than", old)
 		}
-		if err != nil {
+		if err := errors.Join(err, lost, kept); err != nil {
 			s.Log.Error("prune", "error", err)
+			return
 		}
-		if err != nil || n == 0 {
+		if n+jobs+alarms == 0 {
 			return
 		}
 	}

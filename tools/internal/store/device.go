@@ -280,6 +280,7 @@ func (t *tx) assign(id string, names []string) error {
 	return nil
 }
 
+// checkAssigned returns the labels as they are stored.
 func checkAssigned(id, group string, labels map[string]string, policies []string) (string, error) {
 	if labels == nil {
 		labels = map[string]string{}
@@ -288,20 +289,29 @@ func checkAssigned(id, group string, labels map[string]string, policies []string
 	if err != nil {
 		return "", fmt.Errorf("labels: %w", err)
 	}
-	if err := errors.Join(CheckID(id), text("group", group, MaxText), text("labels", string(encoded), MaxText)); err != nil {
-		return "", err
+	err = errors.Join(CheckID(id), text("group", group, MaxText), text("labels", string(encoded), MaxText))
+	for name, value := range labels {
+		err = errors.Join(err, text("label", name+value, MaxText)) // JSON hides a NUL
 	}
 	if len(policies) > MaxPolicies {
-		return "", fmt.Errorf("%d policies, at most %d", len(policies), MaxPolicies)
+		err = errors.Join(err, fmt.Errorf("%d policies, at most %d", len(policies), MaxPolicies))
 	}
 	seen := map[string]bool{}
 	for _, name := range policies {
 		if seen[name] {
-			return "", fmt.Errorf("policy %q is named twice", name)
+			err = errors.Join(err, fmt.Errorf("policy %.40q is named twice", name))
 		}
 		seen[name] = true
 	}
-	return string(encoded), nil
+	return string(encoded), invalid(err)
+}
+
+// invalid makes an [ErrInvalid] of an error.
+func invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
 
 // identity turns the breach of a UNIQUE on a key into [ErrIdentity].

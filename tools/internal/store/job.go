@@ -133,6 +133,19 @@ func (s *Store) settleWith(ctx context.Context, more func(*tx) error, q string, 
 	return nil
 }
 
+// PruneJobs forgets at most limit jobs that were made before a time and have had no try since:
+// dead letters, and those for a target that nobody delivers to any more.
+func (s *Store) PruneJobs(ctx context.Context, before time.Time, limit int) (n int64, err error) {
+	err = s.write(ctx, "\xff", func(t *tx) (err error) {
+		n, err = t.exec(`DELETE FROM job WHERE id IN (SELECT id FROM job WHERE created < $1 AND next_at < $1 ORDER BY created LIMIT $2)`, micros(before), limit)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("prune notices: %w", err)
+	}
+	return n, nil
+}
+
 // DeadLetters lists at most limit jobs that were given up, oldest first.
 func (s *Store) DeadLetters(ctx context.Context, limit int) ([]Job, error) {
 	all, err := list(ctx, s.reads, scanJob, `SELECT `+sqlJob+` FROM job WHERE dead = 1 ORDER BY created, id LIMIT $1`, limit)

@@ -94,7 +94,7 @@ func (s *Store) AssignSecret(ctx context.Context, name string, add, remove Grant
 			return fmt.Errorf("assign secret %.40q: a group without a name", name)
 		}
 		if err := text("group", g, MaxText); err != nil {
-			return fmt.Errorf("assign secret %.40q: %w", name, err)
+			return fmt.Errorf("assign secret %.40q: %w", name, invalid(err))
 		}
 	}
 	err := s.write(ctx, "", func(t *tx) error {

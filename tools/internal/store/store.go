@@ -50,6 +50,8 @@ var (
 	ErrConflict = errors.New("state changed since it was read")
 	// ErrDowngrade means that a policy would go back to an older version.
 	ErrDowngrade = errors.New("policy would go back to an older version")
+	// ErrInvalid means that a value of an operator's cannot be stored; the error says which. Answer 400.
+	ErrInvalid = errors.New("not valid")
 	// ErrInUse means that devices are still assigned to what was to be deleted.
 	ErrInUse = errors.New("still in use")
 	// ErrSchema means that the database was made by another version of this program.

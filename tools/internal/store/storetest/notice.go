@@ -44,6 +44,33 @@ func testJobTargets(t *testing.T, url string) {
 	}
 }
 
+// What nobody took is forgotten in the end, and not what is still tried.
+func testPruneJobs(t *testing.T, url string) {
+	s, ctx := open(t, url), t.Context()
+	for _, target := range []string{"dead", "gone", "tried", "revived"} {
+		must(t, s.Enqueue(ctx, store.Notice{Target: target}, Start))
+	}
+	later := Start.Add(time.Hour)
+	for target, at := range map[string]time.Time{"dead": {}, "tried": later, "revived": {}} {
+		jobs, err := s.Jobs(ctx, target, 1, time.Minute, Start)
+		if must(t, err); len(jobs) != 1 {
+			t.Fatalf("%s: %+v", target, jobs)
+		}
+		must(t, s.Retry(ctx, jobs[0], "answer 503", at))
+		if target == "revived" {
+			must(t, s.Revive(ctx, jobs[0].ID, "eve", later))
+		}
+	}
+	for _, want := range []int64{1, 1, 0} {
+		if n, err := s.PruneJobs(ctx, later, 1); err != nil || n != want {
+			t.Errorf("%d jobs pruned, want %d: %v", n, want, err)
+		}
+	}
+	if all, err := s.Queue(ctx, 10); err != nil || len(all) != 2 || all[0].Target == "gone" || all[1].Target == "gone" {
+		t.Errorf("left: %+v, %v", all, err)
+	}
+}
+
 // Others are told that a verdict turned bad, and that it is good again, and nothing else.
 func testAlarms(t *testing.T, url string) {
 	s, ctx := open(t, url), t.Context()

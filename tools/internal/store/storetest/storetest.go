@@ -47,6 +47,7 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"EvidenceBomb", testBomb},
 		{"Jobs", testJobs},
 		{"JobTargets", testJobTargets},
+		{"PruneJobs", testPruneJobs},
 		{"Alarms", testAlarms},
 		{"Pull", testPull},
 		{"PullRace", testPullRace},
