@@ -309,18 +309,28 @@ func (a *actions) self() string {
 	if a.state.Device != "" {
 		return a.state.Device
 	}
-	dir, err := openPlainFolder(a.config.get("state_dir"))
+	id, err := enrolledID(a.config.get("state_dir"))
 	if err != nil {
-		return ""
+		a.say("which device this is cannot be told, set id: %s", printable(err.Error(), maxShown))
+	}
+	a.state.Device = id
+	return id
+}
+
+// enrolledID is the id that the agent says it enrolled with.
+func enrolledID(path string) (string, error) {
+	dir, err := openPlainFolder(path)
+	if err != nil {
+		return "", err
 	}
 	defer dir.Close()
 	b, err := readPlainFile(dir, stateFile, maxKept)
 	if err != nil {
-		return ""
+		return "", err
 	}
 	var s State
-	if json.Unmarshal(b, &s) == nil && s.Schema == schemaState {
-		a.state.Device = s.ID
+	if json.Unmarshal(b, &s) != nil || s.Schema != schemaState || s.ID == "" {
+		return "", fmt.Errorf("%s has no id", filepath.Join(path, stateFile))
 	}
-	return a.state.Device
+	return s.ID, nil
 }

@@ -33,7 +33,6 @@ func (a *actions) run(ctx context.Context, e *notice.Event, payload []byte, boot
 	if err != nil {
 		a.failed++
 		a.say("actions: %s", printable(err.Error(), maxShown))
-		return
 	}
 	self := a.self() == e.Subject
 	input := localEvent(payload, self, boot)
@@ -48,7 +47,7 @@ func (a *actions) run(ctx context.Context, e *notice.Event, payload []byte, boot
 
 // localEvent adds to the event what only this device knows, as extensions.
 func localEvent(payload []byte, self, boot bool) []byte {
-	b := append([]byte{}, bytes.TrimSuffix(payload, []byte("}"))...)
+	b := append([]byte{}, bytes.TrimSuffix(bytes.TrimSpace(payload), []byte("}"))...)
 	return fmt.Appendf(b, `,"self":%t,"boot":%t}`+"\n", self, boot)
 }
 
@@ -119,7 +118,8 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 func (b *boundedBuffer) String() string { return string(b.kept) }
 
 // actionPrograms are the names of the programs of a folder. Only whoever runs them, which
-// is root, may have written folder and programs.
+// is root, may have written folder and programs: else there are none. Links are an error
+// beside the programs.
 func actionPrograms(dir string) ([]string, error) {
 	info, err := os.Lstat(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -139,11 +139,15 @@ func actionPrograms(dir string) ([]string, error) {
 		return nil, err
 	}
 	var programs []string
+	var links error
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		info, err := os.Lstat(path)
 		if err != nil {
 			return nil, err
+		}
+		if info.Mode().Type() == os.ModeSymlink {
+			links = errors.Join(links, fmt.Errorf("%s is a link and not run: copy the program", path))
 		}
 		if !info.Mode().IsRegular() || strings.HasPrefix(e.Name(), ".") || info.Mode().Perm()&0o111 == 0 {
 			continue
@@ -153,7 +157,7 @@ func actionPrograms(dir string) ([]string, error) {
 		}
 		programs = append(programs, e.Name())
 	}
-	return programs, nil
+	return programs, links
 }
 
 func onlyOurs(path string, info os.FileInfo) error {

@@ -320,13 +320,16 @@ func TestActPrograms(t *testing.T) {
 	a.write("actions/30-env", "#!/bin/sh\nenv | sort\nyes | head -c 1000000\n", 0o755)
 	a.write("actions/40-no", "#!/bin/sh\necho >"+a.dir+"/ran\n", 0o644)
 	a.write("actions/.hidden", "#!/bin/sh\necho >"+a.dir+"/ran\n", 0o755)
+	if err := os.Symlink("40-no", filepath.Join(a.dir, "actions", "50-link")); err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("ATTEST_AGENT_ID", "me")
 	t.Setenv("LD_PRELOAD", "")
 	a.leave(1, a.envelope(1, "x", "untrusted", func(e *notice.Event) {
 		e.Data.Labels = map[string]string{"rack-4": "$(touch " + a.dir + "/ran); `id`\nATTEST_SELF=true"}
 	}))
 	out := a.act(1)
-	for _, want := range []string{"action 20-fails: exit status 3", "action 20-fails says: no \ufffd[2J such thing", "action 30-env says: ATTEST_LABEL_RACK_4=$(touch", "ATTEST_SEQUENCE=1", "error: 1 actions failed"} {
+	for _, want := range []string{"action 20-fails: exit status 3", "action 20-fails says: no \ufffd[2J such thing", "action 30-env says: ATTEST_LABEL_RACK_4=$(touch", "ATTEST_SEQUENCE=1", "50-link is a link and not run", "error: 2 actions failed"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%.3000s", want, out)
 		}
@@ -338,6 +341,7 @@ func TestActPrograms(t *testing.T) {
 		t.Error("what is no action ran")
 	}
 	_ = os.Remove(filepath.Join(a.dir, "actions", "20-fails"))
+	_ = os.Remove(filepath.Join(a.dir, "actions", "50-link"))
 	for name, open := range map[string]func(){
 		"a program that others may write": func() { a.write("actions/40-no", "#!/bin/sh\necho >"+a.dir+"/ran\n", 0o777) },
 		"a folder that others may write":  func() { _ = os.Chmod(filepath.Join(a.dir, "actions"), 0o777) },
@@ -465,4 +469,20 @@ func TestActWatch(t *testing.T) {
 	if err := c.Wait(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestActSelf: who does not know which device it is says so, as it does not act on itself.
+func TestActSelf(t *testing.T) {
+	a := newActor(t)
+	if err := os.Rename(filepath.Join(a.dir, "state"), filepath.Join(a.dir, "elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("elsewhere", filepath.Join(a.dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	a.leave(1, a.envelope(1, "me", "untrusted"))
+	if out := a.act(0); !strings.Contains(out, "which device this is cannot be told, set id: ") {
+		t.Error(out)
+	}
+	a.acts("me untrusted self=false boot=false")
 }

@@ -114,3 +114,12 @@ func TestRemoveKeys(t *testing.T) {
 		t.Errorf("left: %s, %v", left, err)
 	}
 }
+
+// TestLocalEvent: what another verifier writes behind its JSON is let pass, too.
+func TestLocalEvent(t *testing.T) {
+	for _, payload := range []string{`{"id":"1"}`, "{\"id\":\"1\"}\r\n\t "} {
+		if got, want := string(localEvent([]byte(payload), true, false)), `{"id":"1","self":true,"boot":false}`+"\n"; got != want {
+			t.Errorf("%q: %s", payload, got)
+		}
+	}
+}
