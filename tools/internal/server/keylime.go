@@ -229,14 +229,25 @@ func (s *Server) tenantStatus(c *call) error {
 	return c.tenant(http.StatusOK, status)
 }
 
-// tenantRemove ends the judging of a device: DELETE agents/ID at the verifier.
+// tenantRemove ends the judging of a device: DELETE agents/ID at the verifier. A device that
+// operators judge by manifests or rules is not for a tenant to take away, and to add anew
+// with a policy of its own.
 func (s *Server) tenantRemove(c *call) error {
 	if err := c.tenantCall(); err != nil {
 		return err
 	}
 	id := c.PathValue("id")
-	if _, _, err := s.onVerifier(c, id); err != nil {
+	d, a, err := s.onVerifier(c, id)
+	if err != nil {
 		return err
+	}
+	for _, name := range d.Policies {
+		if a != nil && (name == a.Runtime || name == derivedName(a.Runtime, a.MBPolicy, a.TPM)) {
+			continue // as a tenant said
+		}
+		if err := s.notRuled(c, name); err != nil {
+			return err
+		}
 	}
 	if err := s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.name, c.now); err != nil {
 		return err

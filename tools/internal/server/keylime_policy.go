@@ -129,10 +129,22 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 	return c.tenant(http.StatusCreated, struct{}{})
 }
 
-// plainRuntime refuses a policy that says more than a tenant can: its manifests and rules
-// are the operators', and not for a tenant to replace.
+// plainRuntime refuses a policy that is not there, or says more than a tenant can.
 func (s *Server) plainRuntime(c *call, name string) error {
-	bodies, err := s.activeBodies(c.Context(), name)
+	if _, err := s.activeBodies(c.Context(), name); err != nil {
+		return err
+	}
+	return s.notRuled(c, name)
+}
+
+// notRuled refuses a policy of which a version that is in use, or is made ready for it, has
+// manifests or rules: they are the operators', and not for a tenant to replace.
+func (s *Server) notRuled(c *call, name string) error {
+	older := false
+	bodies, err := s.bodiesOf(c.Context(), name, func(p store.Policy) bool {
+		defer func() { older = older || p.Active }()
+		return p.Active || !older
+	})
 	if err != nil {
 		return err
 	}

@@ -148,6 +148,9 @@ func TestTenantForget(t *testing.T) {
 	forget("expected", http.StatusNotFound)
 	w.api("GET", "/devices/expected", nil, http.StatusOK)
 	forget(m.id, http.StatusConflict)
+	if a, err := w.try(tenant, "DELETE", w.verifier+"/v2.6/agents/"+m.id, "", nil); err != nil || a.status != http.StatusForbidden {
+		t.Errorf("remove what operators judge: %d %s, %v", a.status, a.body, err)
+	}
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
 	forget(m.id, http.StatusForbidden)
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": []string{}}, http.StatusOK)
@@ -204,6 +207,10 @@ func TestTenantDerived(t *testing.T) {
 	call("PUT", "/v2.6/allowlists/ruled", update, 403)
 	call("POST", "/v2.6/allowlists/ruled", update, 409)
 	call("DELETE", "/v2.6/allowlists/ruled", nil, 403)
+	w.api("POST", "/policies/staged?activate=true", runtimePolicy("/sbin/init"), http.StatusCreated)
+	w.api("POST", "/policies/staged", map[string]any{"schema": "attest.policy/v1", "rules": `required = ["/sbin/init"]`, "runtime_policy": runtimePolicy("/sbin/init")}, http.StatusCreated)
+	call("PUT", "/v2.6/allowlists/staged", update, 403)
+	call("DELETE", "/v2.6/allowlists/staged", nil, 403)
 	w.api("POST", "/policies/image?activate=true", runtimePolicy("/sbin/init"), http.StatusCreated)
 	call("POST", "/v2.6/agents/"+m.id, m.addition(map[string]any{"runtime_policy_name": "image", "tpm_policy": `{"15":["` + strings.Repeat("0", 64) + `"],"mask":"0x8400"}`}), 200)
 	m.runFile("/sbin/init")
@@ -232,6 +239,10 @@ func TestTenantDerived(t *testing.T) {
 	if a := call("GET", "/v2.6/agents/"+m.id, nil, 200); !strings.Contains(string(a.body), `"attestation_status":"TIMEOUT"`) {
 		t.Errorf("silent: %s", a.body)
 	}
+	by := w.api("GET", "/devices/"+m.id, nil, http.StatusOK)["policies"]
+	w.assign(m.id, "ruled")
+	call("DELETE", "/v2.6/agents/"+m.id, nil, 403)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": by}, http.StatusOK)
 	call("DELETE", "/v2.6/agents/"+m.id, nil, 200)
 	call("GET", "/v2.6/agents/"+m.id, nil, 404)
 	call("GET", "/v2.9/agents/"+m.id, nil, 400)
