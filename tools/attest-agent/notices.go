@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +24,7 @@ const (
 	// pollTimeout is more than a verifier lets a device wait for a notice.
 	pollTimeout = 100 * time.Second
 	maxPoll     = 1 << 20 // bytes of an answer
-	maxNotices  = 256     // that are kept for a program that does not come
+	maxNotices  = 256     // that wait for act; the verifier keeps the others
 	noticeName  = ".json" // after the number
 )
 
@@ -212,10 +211,9 @@ func (n *notices) keep(name string, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("keep notice: %w", err)
 	}
-	for i := 0; i <= len(names)-maxNotices; i++ {
-		if strings.HasSuffix(names[i].Name(), noticeName) {
-			_ = os.Remove(filepath.Join(n.dir, names[i].Name())) // the oldest: act may have been quicker
-		}
+	// None makes room for another: act would take the later one, and never hear of the first.
+	if len(names) >= maxNotices {
+		return errors.New("keep notice: nobody takes them: see attest-agent act")
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
