@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -34,6 +35,18 @@ func readRevocationCert(c *Config) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("read revocation_cert: %w", err)
 	}
 	return parseCert(path, text)
+}
+
+func parseCert(name string, text []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("read %s: it has no certificate in PEM", name)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return cert, nil
 }
 
 // openRevocation verifies a notice of Keylime's and makes the event of it that actions
@@ -97,18 +110,4 @@ func (a *actions) takeRevocation(ctx context.Context, b []byte, refuse func(erro
 	}
 	s.Running = nil
 	return a.save()
-}
-
-// leave puts a notice that was verified into the folder for actions, whole or not at all.
-// The agent is not believed there: act verifies it again.
-func (l *listener) leave(signed []byte) error {
-	names, err := os.ReadDir(l.spool.dir)
-	if err != nil {
-		return fmt.Errorf("leave notice: %w", err)
-	}
-	if len(names) >= maxNotices {
-		return errors.New("leave notice: nobody takes them: see attest-agent act")
-	}
-	sum := sha256.Sum256(signed)
-	return l.spool.keep(revocationPrefix+hex.EncodeToString(sum[:16])+noticeName, signed)
 }

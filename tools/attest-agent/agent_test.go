@@ -8,6 +8,7 @@ import (
 // TestDevice is the life of a device: enrolled, unverified without a policy, trusted with
 // one, untrusted after a file that nobody knows, trusted again after a boot.
 func TestDevice(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t)
 	m := newMachine(t, v)
 	m.run("/sbin/init")

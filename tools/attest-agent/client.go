@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -17,7 +18,6 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 
 // client talks to registrar and verifier. It trusts the certificates of one file only.
 type client struct {
-	transport
+	http                *http.Client
 	registrar, verifier *url.URL
 	token               string // of a session; never written down
 }
@@ -40,9 +40,16 @@ func newClient(c *Config) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	t.MaxIdleConns, t.IdleConnTimeout = 2, 2*time.Minute
+	t.ForceAttemptHTTP2, t.Protocols = false, new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	t.DisableCompression, t.MaxResponseHeaderBytes = true, 64<<10
 	return &client{
-		transport: transport{timeout: c.timeout, tls: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12,
-			NextProtos: []string{"http/1.1"}, ClientSessionCache: tls.NewLRUClientSessionCache(4)}},
+		http: &http.Client{Transport: t, Timeout: c.timeout,
+			// A redirect would carry the token elsewhere.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		registrar: c.registrar, verifier: c.verifier,
 	}, nil
 }
@@ -74,7 +81,7 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string {
-	text := fmt.Sprintf("%s: the server answers %d %s", e.what, e.status, http1.StatusText(e.status))
+	text := fmt.Sprintf("%s: the server answers %d %s", e.what, e.status, http.StatusText(e.status))
 	for _, more := range []string{e.code, e.detail} {
 		if more != "" {
 			text += ": " + more
@@ -111,20 +118,24 @@ type request struct {
 }
 
 // do sends r and returns the answer's body, which the caller reads and closes.
-func (c *client) do(ctx context.Context, r request) (*http1.Response, error) {
+func (c *client) do(ctx context.Context, r request) (*http.Response, error) {
 	u, err := r.base.Parse(strings.TrimSuffix(r.base.Path, "/") + r.path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.what, err)
 	}
-	q := &http1.Request{Method: r.method, Path: u.EscapedPath(), Query: u.RawQuery, Body: r.body,
-		Header: http1.Header{"accept": r.content, "user-agent": "attest-agent"}}
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), r.body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.what, err)
+	}
+	req.ContentLength = r.size
+	req.Header.Set("Accept", r.content)
 	if r.body != nil {
-		q.Header["content-type"] = r.content
+		req.Header.Set("Content-Type", r.content)
 	}
 	if r.bearer {
-		q.Header["authorization"] = "Bearer " + c.token
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
-	res, err := c.send(ctx, u, q, r.size)
+	res, err := c.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.what, err)
 	}
@@ -136,7 +147,7 @@ func (c *client) do(ctx context.Context, r request) (*http1.Response, error) {
 }
 
 // failure reads what the server says of its refusal.
-func failure(what string, res *http1.Response) error {
+func failure(what string, res *http.Response) error {
 	e := &statusError{what: what, status: res.StatusCode, after: retryAfter(res.Header.Get("Retry-After"), time.Now())}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
@@ -168,15 +179,10 @@ func retryAfter(text string, now time.Time) time.Duration {
 	var d time.Duration
 	if n, err := strconv.Atoi(text); err == nil {
 		d = time.Duration(min(max(n, 0), int(maxRetryAfter/time.Second))) * time.Second
-	} else if t, err := parseTime(text); err == nil {
+	} else if t, err := http.ParseTime(text); err == nil {
 		d = t.Sub(now)
 	}
 	return min(max(d, 0), maxRetryAfter)
-}
-
-// parseTime reads a date of HTTP (RFC 9110, 5.6.7).
-func parseTime(text string) (time.Time, error) {
-	return time.Parse("Mon, 02 Jan 2006 15:04:05 GMT", text)
 }
 
 // with is r with a message as its body.
@@ -187,7 +193,7 @@ func (r request) with(message any) (request, error) {
 }
 
 // exchange sends a message of push attestation and reads the answer to it.
-func exchange[M evidence.Message](ctx context.Context, c *client, r request, message any) (*evidence.Document[M], http1.Header, error) {
+func exchange[M evidence.Message](ctx context.Context, c *client, r request, message any) (*evidence.Document[M], http.Header, error) {
 	r.base, r.content = c.verifier, typeAPI
 	if message != nil {
 		var err error
@@ -209,7 +215,7 @@ func exchange[M evidence.Message](ctx context.Context, c *client, r request, mes
 
 // results sends a message to the registrar and reads the results of its answer.
 func results[M evidence.Message](ctx context.Context, c *client, r request, message any) (*M, error) {
-	r.base, r.content, r.want = c.registrar, typeJSON, http1.StatusOK
+	r.base, r.content, r.want = c.registrar, typeJSON, http.StatusOK
 	if message != nil {
 		var err error
 		if r, err = r.with(message); err != nil {
@@ -230,8 +236,8 @@ func results[M evidence.Message](ctx context.Context, c *client, r request, mess
 
 // version is the newest of the registrar's versions that this agent speaks too.
 func (c *client) version(ctx context.Context) (string, error) {
-	v, err := results[evidence.Versions](ctx, c, request{what: "ask the registrar for its versions", method: http1.MethodGet, path: "/version"}, nil)
-	if statusOf(err) == http1.StatusNotFound {
+	v, err := results[evidence.Versions](ctx, c, request{what: "ask the registrar for its versions", method: http.MethodGet, path: "/version"}, nil)
+	if statusOf(err) == http.StatusNotFound {
 		return "v2.1", nil // a registrar before there were several
 	}
 	if err != nil {
@@ -248,7 +254,7 @@ func (c *client) version(ctx context.Context) (string, error) {
 // session proves possession of the attestation key, and keeps the token.
 func (c *client) session(ctx context.Context, id string, d *device) error {
 	asked, _, err := exchange[evidence.SessionChallenge](ctx, c,
-		request{what: whatSession, method: http1.MethodPost, path: "/v3.0/sessions", want: http1.StatusOK},
+		request{what: whatSession, method: http.MethodPost, path: "/v3.0/sessions", want: http.StatusOK},
 		evidence.NewDocument("", evidence.SessionRequest{Agent: id, Supported: []evidence.Method{evidence.Possession()}}))
 	if err != nil {
 		return err
@@ -258,14 +264,14 @@ func (c *client) session(ctx context.Context, id string, d *device) error {
 		return &tpmError{err}
 	}
 	got, _, err := exchange[evidence.SessionResult](ctx, c,
-		request{what: "prove session", method: http1.MethodPatch, path: "/v3.0/sessions/" + url.PathEscape(asked.Data.ID), want: http1.StatusOK},
+		request{what: "prove session", method: http.MethodPatch, path: "/v3.0/sessions/" + url.PathEscape(asked.Data.ID), want: http.StatusOK},
 		evidence.NewDocument(asked.Data.ID, evidence.NewSessionProof(id, message, signature)))
 	if err != nil {
 		return err
 	}
 	if got.Data.Attributes.Evaluation != "pass" {
 		// Keylime's verifier says so of a device that nobody has added to it.
-		return &statusError{what: "prove session", status: http1.StatusNotFound, code: "not_enrolled", detail: "the verifier does not know this device"}
+		return &statusError{what: "prove session", status: http.StatusNotFound, code: "not_enrolled", detail: "the verifier does not know this device"}
 	}
 	c.token = got.Data.Attributes.Token
 	return nil
@@ -274,7 +280,7 @@ func (c *client) session(ctx context.Context, id string, d *device) error {
 // negotiate says what can be sent, and returns what is wanted and where to.
 func (c *client) negotiate(ctx context.Context, id string, can evidence.Capabilities) (*evidence.Requests, string, error) {
 	d, header, err := exchange[evidence.Requests](ctx, c,
-		request{what: "negotiate", method: http1.MethodPost, path: "/v3.0/agents/" + id + "/attestations", want: http1.StatusCreated, bearer: true},
+		request{what: "negotiate", method: http.MethodPost, path: "/v3.0/agents/" + id + "/attestations", want: http.StatusCreated, bearer: true},
 		evidence.NewDocument("", can))
 	if err != nil {
 		return nil, "", err
@@ -308,7 +314,7 @@ func (c *client) submit(ctx context.Context, path string, ev *collected) (*evide
 		return nil, err
 	}
 	d, _, err := exchange[evidence.Accepted](ctx, c,
-		request{what: "send evidence", method: http1.MethodPatch, path: path, body: body, size: size, want: http1.StatusAccepted, bearer: true}, nil)
+		request{what: "send evidence", method: http.MethodPatch, path: path, body: body, size: size, want: http.StatusAccepted, bearer: true}, nil)
 	if err != nil {
 		return nil, err
 	}

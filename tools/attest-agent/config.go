@@ -204,26 +204,6 @@ func (c *Config) check() error {
 	return err
 }
 
-// checkListen looks at what a device that is polled needs.
-func (c *Config) checkListen() error {
-	listen, contact := c.get("listen"), c.get("contact")
-	if listen == "" {
-		return nil
-	}
-	origin := "contact"
-	if contact == "" {
-		contact, origin = listen, "listen"
-	}
-	var err error
-	if c.contact, err = netip.ParseAddrPort(contact); err != nil || c.contact.Port() == 0 || c.contact.Addr().Zone() != "" {
-		return fmt.Errorf("%s: %s = %q is not IP:PORT", c.origins[origin], origin, contact)
-	}
-	if c.contact.Addr().IsUnspecified() {
-		return fmt.Errorf("%s: %s = %q: %w", c.origins[origin], origin, contact, errNoContact)
-	}
-	return nil
-}
-
 // url is a setting that is an address; nil where it is empty.
 func (c *Config) url(key string) (*url.URL, error) {
 	text := c.get(key)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/ima"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
@@ -296,7 +296,7 @@ const maxClockError = 5 * time.Minute
 func (e *examination) server(ctx context.Context, c *client, name string, base *url.URL) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	res, err := c.do(ctx, request{what: "ask for versions", method: http1.MethodGet, base: base, path: "/version", content: typeJSON, want: http1.StatusOK})
+	res, err := c.do(ctx, request{what: "ask for versions", method: http.MethodGet, base: base, path: "/version", content: typeJSON, want: http.StatusOK})
 	if err != nil {
 		mend := hintFor(err)
 		if mend == "" {
@@ -307,7 +307,7 @@ func (e *examination) server(ctx context.Context, c *client, name string, base *
 	}
 	defer res.Body.Close()
 	e.ok(name, "answers at %s", base.Host)
-	if date, err := parseTime(res.Header.Get("Date")); err == nil && (name == "verifier" || c.verifier == nil) {
+	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil && (name == "verifier" || c.verifier == nil) {
 		if off := time.Since(date); off.Abs() > maxClockError {
 			e.fail("clock", "set it: timedatectl set-ntp true, or date -s @"+fmt.Sprint(date.Unix()), "%s apart from the %s's", off.Abs().Round(time.Second), name)
 		} else {

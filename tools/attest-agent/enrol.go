@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
 
@@ -131,7 +131,7 @@ func (a *agent) enrol(ctx context.Context) error {
 		return err
 	}
 	path := "/" + version + "/agents/" + id
-	challenge, err := results[evidence.Challenge](ctx, a.client, request{what: whatRegister, method: http1.MethodPost, path: path}, r)
+	challenge, err := results[evidence.Challenge](ctx, a.client, request{what: whatRegister, method: http.MethodPost, path: path}, r)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (a *agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := results[evidence.Empty](ctx, a.client, request{what: "activate", method: http1.MethodPut, path: path + "/activate"},
+	if _, err := results[evidence.Empty](ctx, a.client, request{what: "activate", method: http.MethodPut, path: path + "/activate"},
 		evidence.Activation{AuthTag: evidence.AuthTag(plain, id)}); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -299,6 +300,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv("ATTEST_TEST_AGENT") != "" {
 		os.Unsetenv("ATTEST_TEST_AGENT")
 		main()
+	}
+	// They wait for other processes more than they compute. A flag of the caller's wins.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }

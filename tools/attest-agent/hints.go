@@ -5,10 +5,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/http"
 	"net/url"
 	"syscall"
 
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
 
@@ -22,6 +22,7 @@ var (
 	errNoUser      = errors.New("there is no such user")
 	errNoRegistrar = errors.New("neither registrar_url nor verifier_url is set")
 	errNoListenCA  = errors.New("listen is set and listen_ca is not")
+	errNoPull      = errors.New("this agent was built without the pull model")
 	errNoContact   = errors.New("nobody can be sent to that address")
 )
 
@@ -35,6 +36,7 @@ var hints = []struct {
 	{errNoRegistrar, `write registrar_url = "https://HOST:8891" into /etc/attest/agent.toml`},
 	{errNoListenCA, `copy the CA certificate of those who may poll this device and write listen_ca = "/etc/attest/listen-ca.crt" into /etc/attest/agent.toml`},
 	{errNoContact, `write contact = "IP:PORT" into /etc/attest/agent.toml: where the verifier reaches this device`},
+	{errNoPull, `build it with PACKAGECONFIG:append:pn-attest-agent = " pull", or without -tags nopull`},
 	{errBusy, "stop it first: systemctl stop attest-agent"},
 	{errNotEnrolled, "attest-agent enrol"},
 	{errNoList, "mount securityfs (mount -t securityfs securityfs /sys/kernel/security), run as root, and boot a kernel with CONFIG_IMA=y"},
@@ -54,10 +56,10 @@ func hintFor(err error) string {
 		}
 	}
 	var status *statusError
-	if errors.As(err, &status) && status.what == whatRegister && status.status == http1.StatusForbidden {
+	if errors.As(err, &status) && status.what == whatRegister && status.status == http.StatusForbidden {
 		return "where an operator named this device, set id to that name; where its TPM or key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
 	}
-	if errors.As(err, &status) && status.what == whatSession && status.status == http1.StatusNotFound {
+	if errors.As(err, &status) && status.what == whatSession && status.status == http.StatusNotFound {
 		return "no verifier answers there: look at the host and the port in verifier_url (8881; the registrar's is 8891)"
 	}
 	var unknown x509.UnknownAuthorityError
@@ -77,7 +79,7 @@ func hintFor(err error) string {
 		return "look at the name in verifier_url and registrar_url, and at the name servers of this device"
 	case errors.As(err, &request) && errors.Is(err, syscall.ECONNREFUSED):
 		return "nobody listens there: look at the port in verifier_url and registrar_url, and whether attest-verifier serve runs"
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return "the server does not speak TLS there: look at the port in verifier_url and registrar_url"
 	}
 	return ""

@@ -20,6 +20,7 @@ func fast(o *server.Options) { o.Interval = 2 * time.Second }
 // TestRun is the loop: it enrols by itself, prints each change of the verdict, and lives
 // through kill -9 of itself, a verifier that is gone for a while, and one that forgot it.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast)
 	m := newMachine(t, v)
 	m.run("/sbin/init")
@@ -59,6 +60,7 @@ func TestRun(t *testing.T) {
 // TestKilledWhileEnrolling kills the agent at many moments of its first minutes: whatever
 // was done, the key that was saved stays, and enrolment is completed.
 func TestKilledWhileEnrolling(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast)
 	m := newMachine(t, v)
 	key := ""
@@ -82,6 +84,7 @@ func TestKilledWhileEnrolling(t *testing.T) {
 
 // TestForeignTPM: with another TPM the device is another device, and the old key is kept.
 func TestForeignTPM(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast)
 	m, other := newMachine(t, v), newMachine(t, v)
 	m.call(0, "enrol")
@@ -99,6 +102,7 @@ func TestForeignTPM(t *testing.T) {
 // TestStateFolder: it is the agent's alone, one agent's at a time, and what is in it may be
 // damaged.
 func TestStateFolder(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast)
 	m := newMachine(t, v)
 	m.call(0, "enrol")
@@ -141,6 +145,7 @@ func TestStateFolder(t *testing.T) {
 // TestStateFolderTraps: the user that the agent becomes may put anything into its folder, and
 // root, which opens it, gives no file of another away and writes into none.
 func TestStateFolderTraps(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root gives a folder away")
 	}
@@ -197,6 +202,7 @@ func TestStateFolderTraps(t *testing.T) {
 
 // TestWrongServer: a server with a certificate of somebody else is told nothing.
 func TestWrongServer(t *testing.T) {
+	t.Parallel()
 	v, other := newVerifier(t), newVerifier(t)
 	m := newMachine(t, v)
 	v.ca = other.ca
@@ -206,6 +212,7 @@ func TestWrongServer(t *testing.T) {
 }
 
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t)
 	m := newMachine(t, v)
 	result := func(wantCode int) map[string]finding {

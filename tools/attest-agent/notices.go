@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/notice"
 )
 
@@ -60,7 +60,7 @@ func newNotices(a *agent) (*notices, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.timeout = pollTimeout
+	c.http.Timeout = pollTimeout
 	n := &notices{client: c, certs: certs, dir: a.config.get("notices_dir"), temporary: ".new", say: a.say, most: a.config.retryMax}
 	return n, n.makeFolder(os.Geteuid(), os.Getegid())
 }
@@ -127,7 +127,7 @@ func (n *notices) run(ctx context.Context) {
 				if next > after {
 					wait = 0 // there may be more
 				}
-			case statusOf(err) == http1.StatusUnauthorized:
+			case statusOf(err) == http.StatusUnauthorized:
 				refused = s // the next attestation opens another session
 			default:
 				wait = n.backOff(failures, err)
@@ -152,7 +152,7 @@ func (n *notices) run(ctx context.Context) {
 // backOff is like [agent.backOff].
 func (n *notices) backOff(failures int, err error) time.Duration {
 	d := n.most
-	if failures < 20 && statusOf(err) != http1.StatusNotFound {
+	if failures < 20 && statusOf(err) != http.StatusNotFound {
 		d = min(d, time.Second<<failures)
 	}
 	d = d/2 + rand.N(d/2+1)
@@ -167,9 +167,9 @@ func (n *notices) backOff(failures int, err error) time.Duration {
 func (n *notices) ask(ctx context.Context, s *noticeSession, after int64) (int64, error) {
 	c := *n.client
 	c.token = s.token
-	res, err := c.do(ctx, request{what: "ask for notices", method: http1.MethodGet, base: c.verifier,
+	res, err := c.do(ctx, request{what: "ask for notices", method: http.MethodGet, base: c.verifier,
 		path:    "/v3.0/agents/" + s.id + "/notices?after=" + strconv.FormatInt(after, 10),
-		content: typeJSON, want: http1.StatusOK, bearer: true})
+		content: typeJSON, want: http.StatusOK, bearer: true})
 	if err != nil {
 		return after, err
 	}

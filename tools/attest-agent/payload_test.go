@@ -1,3 +1,5 @@
+//go:build !nopull
+
 package main
 
 import (
@@ -17,6 +19,7 @@ import (
 // TestPayloadStops: a program of a payload that does not end keeps nobody from erasing it,
 // in less than the time after which systemd would kill the agent.
 func TestPayloadStops(t *testing.T) {
+	t.Parallel()
 	m, p, c, flags := newPolled(t, "--secrets-execute", "1")
 	secrets := flags[slices.Index(flags, "--secrets-dir")+1]
 	sent := &payload.Payload{Files: []payload.File{{Name: payloadRun, Mode: 0o700, Data: []byte("#!/bin/sh\ntouch ../begun\nexec sleep 1000\n")}}}

@@ -1,3 +1,5 @@
+//go:build !nopull
+
 package main
 
 import (
@@ -6,7 +8,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -204,6 +205,7 @@ func (m *machine) savedAK() *evidence.AK {
 // TestPolled: quotes with the list from any entry on, in each version, before and after a
 // restart of the agent, whose keys stay; a push-model verifier is not needed.
 func TestPolled(t *testing.T) {
+	t.Parallel()
 	m, p, c, flags := newPolled(t)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(m.dir, "state", listenFile), filepath.Join(m.dir, "state", listenFile))
 	if err != nil {
@@ -255,6 +257,7 @@ func checkKeyPCR(t *testing.T, claims *evidence.Claims, key string) {
 
 // TestPolledRefuses: what callers get wrong, by mistake or on purpose.
 func TestPolledRefuses(t *testing.T) {
+	t.Parallel()
 	_, _, c, _ := newPolled(t)
 	const nonce = "1234567890ABCDEFGHIJ"
 	for uri, status := range map[string]int{
@@ -286,6 +289,7 @@ func TestPolledRefuses(t *testing.T) {
 
 // TestPolledShares: the shares of a payload's key in every wrong way, and once in the right one.
 func TestPolledShares(t *testing.T) {
+	t.Parallel()
 	m, _, c, _ := newPolled(t)
 	const nonce = "1234567890ABCDEFGHIJ"
 	key := c.shareKey()
@@ -351,62 +355,10 @@ func sealed(t *testing.T, key []byte, text string) []byte {
 	return b
 }
 
-// TestPolledDoor: nobody gets in without a certificate of the CA, plain HTTP gets no
-// answer, and who holds connections open does not stop the verifier.
-func TestPolledDoor(t *testing.T) {
-	_, _, c, _ := newPolled(t)
-	foreign := newCaller(t, c.listen)
-	foreign.pin = c.pin
-	none := *c
-	none.cert = nil
-	for name, who := range map[string]*caller{"another CA": foreign, "no certificate": &none} {
-		if res, err := who.client().Get("https://" + c.listen + "/version"); err == nil {
-			res.Body.Close()
-			t.Errorf("%s: answered with %d", name, res.StatusCode)
-		}
-	}
-	if res, err := http.Get("http://" + c.listen + "/version"); err == nil {
-		res.Body.Close()
-		t.Errorf("plain HTTP: answered with %d", res.StatusCode)
-	}
-	for range maxCallers + 4 {
-		conn, err := net.Dial("tcp", c.listen)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-	}
-	until(t, "an answer beside those who say nothing", func() bool {
-		res, err := c.client().Get("https://" + c.listen + "/version")
-		if err == nil {
-			res.Body.Close()
-		}
-		return err == nil
-	})
-}
-
-// revocationKey is a key for notices, and the file of its certificate.
-func revocationKey(t *testing.T) (*rsa.PrivateKey, string) {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "revocation.crt")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return key, file
-}
-
 // TestPolledNotice: a notice is believed if the certificate of the image signed it, and acted
 // upon once.
 func TestPolledNotice(t *testing.T) {
+	t.Parallel()
 	key, file := revocationKey(t)
 	actor := newActor(t)
 	notices := filepath.Join(actor.dir, "notices")
@@ -462,6 +414,7 @@ func TestPolledNotice(t *testing.T) {
 // TestTranscript says to the agent what Keylime's tenant and verifier said, byte by byte,
 // as tools/keylimetest recorded it.
 func TestTranscript(t *testing.T) {
+	t.Parallel()
 	b, err := os.ReadFile("../keylimetest/testdata/pull.json")
 	if err != nil {
 		t.Fatal(err)

@@ -1,22 +1,24 @@
+//go:build !nopull
+
 package main
 
 import (
 	"fmt"
+	"net/http"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 )
 
-func (l *listener) identityQuote(r *http1.Request, version string) *answer {
-	nonce, err := evidence.ParseNonce(r.Query, "nonce")
+func (l *listener) identityQuote(r *http.Request, version string) *answer {
+	nonce, err := evidence.ParseNonce(r.URL.RawQuery, "nonce")
 	if err != nil {
 		return refusal(err)
 	}
 	return l.quote(&evidence.QuoteRequest{Nonce: nonce, WithKey: true}, version, false)
 }
 
-func (l *listener) integrityQuote(r *http1.Request, version string) *answer {
-	q, err := evidence.ParseQuoteRequest(r.Query)
+func (l *listener) integrityQuote(r *http.Request, version string) *answer {
+	q, err := evidence.ParseQuoteRequest(r.URL.RawQuery)
 	if err != nil {
 		return refusal(err)
 	}
@@ -71,8 +73,8 @@ func (l *listener) info(id, version string) *answer {
 	return success(evidence.AgentInfo{ID: id, Hash: d.public.Hash(), KeyAlg: evidence.Algorithm(d.public.Key(), version), Scheme: d.public.Scheme()})
 }
 
-func (l *listener) proveKey(r *http1.Request) *answer {
-	challenge, err := evidence.ParseNonce(r.Query, "challenge")
+func (l *listener) proveKey(r *http.Request) *answer {
+	challenge, err := evidence.ParseNonce(r.URL.RawQuery, "challenge")
 	if err != nil {
 		return refusal(err)
 	}
@@ -83,7 +85,7 @@ func (l *listener) proveKey(r *http1.Request) *answer {
 	return success(evidence.KeyProof{HMAC: tag})
 }
 
-func (l *listener) takeU(r *http1.Request) *answer {
+func (l *listener) takeU(r *http.Request) *answer {
 	u, err := evidence.DecodeBody[evidence.UShare](r.Body)
 	if err == nil {
 		err = l.vault.putU(u)
@@ -94,7 +96,7 @@ func (l *listener) takeU(r *http1.Request) *answer {
 	return success(nil)
 }
 
-func (l *listener) takeV(r *http1.Request, id string) *answer {
+func (l *listener) takeV(r *http.Request, id string) *answer {
 	v, err := evidence.DecodeBody[evidence.VShare](r.Body)
 	var done bool
 	if err == nil {
@@ -109,7 +111,7 @@ func (l *listener) takeV(r *http1.Request, id string) *answer {
 	return success(nil)
 }
 
-func (l *listener) takeRevocation(r *http1.Request) *answer {
+func (l *listener) takeRevocation(r *http.Request) *answer {
 	signed, err := evidence.DecodeBody[evidence.SignedRevocation](r.Body)
 	if err == nil {
 		err = l.revoke(signed)

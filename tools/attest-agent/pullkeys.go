@@ -1,13 +1,12 @@
+//go:build !nopull
+
 package main
 
 import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -138,16 +137,4 @@ func parsePayload(plain []byte) (*payload.Payload, error) {
 		}
 	}
 	return p, p.Check()
-}
-
-func parseCert(name string, text []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, fmt.Errorf("read %s: it has no certificate in PEM", name)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	return cert, nil
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
-	"github.com/meta-attest/meta-attest/tools/internal/http1"
 	"github.com/meta-attest/meta-attest/tools/internal/payload"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 )
@@ -41,7 +41,7 @@ func (s *secrets) follow(ctx context.Context, m *evidence.Meta) error {
 		return nil
 	}
 	err := s.fetch(ctx, m.Secrets)
-	if statusOf(err) == http1.StatusForbidden || statusOf(err) == http1.StatusNotFound {
+	if statusOf(err) == http.StatusForbidden || statusOf(err) == http.StatusNotFound {
 		return errors.Join(s.revoke(), s.failed(err))
 	}
 	var erase *eraseError
@@ -54,7 +54,7 @@ func (s *secrets) follow(ctx context.Context, m *evidence.Meta) error {
 // refused does what follows from an attestation that failed: a verifier that does not know
 // the device, or refuses it, does not trust it.
 func (s *secrets) refused(err error) error {
-	if status := statusOf(err); status == http1.StatusForbidden || status == http1.StatusNotFound {
+	if status := statusOf(err); status == http.StatusForbidden || status == http.StatusNotFound {
 		return s.revoke()
 	}
 	return nil
@@ -227,7 +227,7 @@ func (q *secretRequest) close() {
 // secrets asks for a page of secrets.
 func (c *client) secrets(ctx context.Context, id string, m evidence.SecretRequest) (*evidence.Secrets, error) {
 	d, _, err := exchange[evidence.Secrets](ctx, c,
-		request{what: "ask for secrets", method: http1.MethodPost, path: "/v3.0/agents/" + id + "/secrets", want: http1.StatusOK, bearer: true},
+		request{what: "ask for secrets", method: http.MethodPost, path: "/v3.0/agents/" + id + "/secrets", want: http.StatusOK, bearer: true},
 		evidence.NewDocument("", m))
 	if err != nil {
 		return nil, err

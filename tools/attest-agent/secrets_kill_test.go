@@ -96,6 +96,7 @@ func (p *verifierProgram) kill() {
 // TestSecretsVerifierKilled kills the verifier again and again while it gives secrets: what
 // a device got is in the history, and in the end it has what it is to have.
 func TestSecretsVerifierKilled(t *testing.T) {
+	t.Parallel()
 	v := newVerifierProgram(t)
 	m := newMachine(t, v.verifier)
 	needTmpfs(t, m)

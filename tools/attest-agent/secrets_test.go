@@ -129,6 +129,7 @@ func needTmpfs(t *testing.T, m *machine) {
 // TestSecrets: they are there from a good verdict to the next bad one, and not a moment
 // longer; and what the verifier takes away is taken away.
 func TestSecrets(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	needTmpfs(t, m)
@@ -199,6 +200,7 @@ func TestSecrets(t *testing.T) {
 
 // TestSecretsOfAnotherProcess: what a killed agent left is erased before anything is asked.
 func TestSecretsOfAnotherProcess(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	needTmpfs(t, m)
@@ -232,6 +234,7 @@ func TestSecretsOfAnotherProcess(t *testing.T) {
 
 // TestSecretsExecuted: what a payload runs is bounded, and nothing runs unless told.
 func TestSecretsExecuted(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	needTmpfs(t, m)
@@ -258,6 +261,7 @@ func TestSecretsExecuted(t *testing.T) {
 
 // TestSecretsBounded: a device holds so many bytes of secrets and no more.
 func TestSecretsBounded(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	needTmpfs(t, m)
@@ -284,6 +288,7 @@ func TestSecretsBounded(t *testing.T) {
 // TestSecretsFolderRefused is CVE-2022-23948: a folder that is not in memory, or not the
 // agent's alone, is given nothing, and nothing is released for it.
 func TestSecretsFolderRefused(t *testing.T) {
+	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
 	m := newMachine(t, v)
 	m.run("/sbin/init")
@@ -314,6 +319,7 @@ func TestSecretsFolderRefused(t *testing.T) {
 // TestSecretsNowhere is CVE-2022-23948, too: strace names all files that the agent opens for
 // writing, makes or renames, from its start to its end; none is outside of its two folders.
 func TestSecretsNowhere(t *testing.T) {
+	t.Parallel()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is missing: where the agent writes is not tested")

@@ -18,6 +18,7 @@ import (
 // watchdog. It says that it is ready and alive, and it is not root any more while it
 // attests, in its second life too. Nobody reads its notices then: that does not stop it.
 func TestService(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("to give up root needs root")
 	}

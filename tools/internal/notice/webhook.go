@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -27,13 +28,13 @@ func ParseSecret(text string) (Secret, error) {
 
 // Sign adds the headers of Standard Webhooks 1.0 (github.com/standard-webhooks, spec,
 // "Signature scheme" v1) to a request with this body. The id is the same at each attempt,
-// the time is not. h is an http.Header, named otherwise so that agents need no net/http.
-func (s Secret) Sign(h map[string][]string, id string, at time.Time, body []byte) {
+// the time is not.
+func (s Secret) Sign(h http.Header, id string, at time.Time, body []byte) {
 	stamp := strconv.FormatInt(at.Unix(), 10)
 	mac := hmac.New(sha256.New, s)
 	fmt.Fprintf(mac, "%s.%s.", id, stamp)
 	mac.Write(body)
-	h["Webhook-Id"] = []string{id}
-	h["Webhook-Timestamp"] = []string{stamp}
-	h["Webhook-Signature"] = []string{"v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))}
+	h.Set("Webhook-Id", id)
+	h.Set("Webhook-Timestamp", stamp)
+	h.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 }
