@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -192,7 +193,7 @@ func (s *Server) deliverSome(ctx context.Context, x sender) (int, error) {
 func (s *Server) deliverOne(ctx context.Context, x sender, j store.Job) (err error) {
 	limited, cancel := context.WithTimeout(ctx, sendTime)
 	defer cancel()
-	failed := x.send(limited, j)
+	failed := s.send(limited, x, j)
 	// What was found out is written down even when the server is being stopped.
 	settle, done := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
 	defer done()
@@ -210,6 +211,18 @@ func (s *Server) deliverOne(ctx context.Context, x sender, j store.Job) (err err
 		return nil // another replica has it since the lease ran out, and decides
 	}
 	return err
+}
+
+// send never lets a panic out: a notice that cannot be sent must not keep the server down.
+func (s *Server) send(ctx context.Context, x sender, j store.Job) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.metrics.panics.Add(1)
+			s.Log.Error("panic while sending", "target", j.Target, "event", j.Event, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			err = errors.New("the verifier failed while sending; its log says more")
+		}
+	}()
+	return x.send(ctx, j)
 }
 
 // postpone says when a job that failed is tried again, or gives it up.

@@ -450,3 +450,18 @@ func until(t testing.TB, done func() bool) {
 		}
 	}
 }
+
+// A notice that cannot be sent is tried again, as others are, and the server goes on.
+func TestSenderPanics(t *testing.T) {
+	w := newWorld(t)
+	if err := w.store.Enqueue(t.Context(), store.Notice{Target: "x"}, w.clock.Now()); err != nil {
+		t.Fatal(err)
+	}
+	x := sender{"x", 1, func(context.Context, store.Job) error { panic("no") }}
+	if n, err := w.s.deliverSome(t.Context(), x); n != 1 || err != nil {
+		t.Errorf("%d jobs, %v", n, err)
+	}
+	if all, err := w.store.Queue(t.Context(), 10); err != nil || len(all) != 1 || !strings.Contains(all[0].Error, "its log says more") || !all[0].NextAt.After(w.clock.Now()) {
+		t.Errorf("queue: %+v, %v", all, err)
+	}
+}

@@ -223,14 +223,16 @@ const (
 	pageSize    = evidence.MaxSealed // bytes, encrypted
 )
 
-// sealPage encrypts the secrets after a name, as many as an answer may hold.
+// sealPage encrypts the secrets after a name, as many as an answer may hold. It has one of
+// them in memory at a time, and what it makes of them.
 func (s *Server) sealPage(ctx context.Context, st *store.State, key *evidence.SecretKey, after string) (*evidence.Secrets, []store.SecretRef, error) {
-	page, err := s.Store.SecretsOf(ctx, st.Device, after, pageSecrets)
-	if err != nil {
-		return nil, nil, err
-	}
 	answer, refs, size := &evidence.Secrets{Secrets: []evidence.Secret{}}, []store.SecretRef{}, 0
-	for _, one := range page {
+	for len(refs) < pageSecrets {
+		page, err := s.Store.SecretsOf(ctx, st.Device, after, 1)
+		if err != nil || len(page) == 0 {
+			return answer, refs, err
+		}
+		one := page[0]
 		plaintext, err := s.Secrets.open(one.SecretRef, one.Run, one.Body)
 		if err != nil {
 			return nil, nil, err
@@ -241,12 +243,11 @@ func (s *Server) sealPage(ctx context.Context, st *store.State, key *evidence.Se
 			return nil, nil, fmt.Errorf("secret %s: %w", one.Name, err)
 		}
 		if size += len(sealed); size > pageSize {
-			answer.More = true
 			break
 		}
 		answer.Secrets = append(answer.Secrets, evidence.Secret{Name: one.Name, Revision: one.Revision, Run: one.Run, Sealed: sealed})
-		refs = append(refs, one.SecretRef)
+		refs, after = append(refs, one.SecretRef), one.Name
 	}
-	answer.More = answer.More || len(page) == pageSecrets
+	answer.More = true // or that was the last one: the next page is empty then
 	return answer, refs, nil
 }
