@@ -214,7 +214,6 @@ func TestAct(t *testing.T) {
 // TestActMany: more devices are bad than can be remembered, and what is remembered can be
 // read again. The agent cannot change who this device is once it has been told.
 func TestActMany(t *testing.T) {
-	t.Parallel()
 	a := newActor(t)
 	a.write("actions/10-record", "#!/bin/sh\necho \"$ATTEST_DEVICE $ATTEST_SELF\" >>"+a.dir+"/acts\n", 0o755)
 	long := strings.Repeat("x", 4000)
@@ -362,7 +361,6 @@ func TestActPrograms(t *testing.T) {
 
 // TestActKilled: what a program started ends with it, and the next one has its turn.
 func TestActKilled(t *testing.T) {
-	t.Parallel()
 	a := newActor(t)
 	a.write("actions/05-hangs", "#!/bin/sh\nsleep 1000 &\necho $! >"+a.dir+"/child\nwait\n", 0o755)
 	a.leave(1, a.envelope(1, "x", "untrusted"))
@@ -445,7 +443,6 @@ func testActStopped(t *testing.T, a *actor, name string, notice []byte) {
 
 // TestActWatch: without a service manager it stays and looks.
 func TestActWatch(t *testing.T) {
-	t.Parallel()
 	a := newActor(t)
 	a.write("agent.toml", "", 0o644)
 	c := exec.Command(os.Args[0], append(a.args(), "--watch")...)

@@ -302,7 +302,9 @@ func TestMain(m *testing.M) {
 		main()
 	}
 	// They wait for other processes more than they compute. A flag of the caller's wins.
-	if err := flag.Set("test.parallel", "8"); err != nil {
+	// A test that takes a lock or writes a script itself is not parallel: what the others
+	// fork holds its files open for a moment.
+	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
 	os.Exit(m.Run())

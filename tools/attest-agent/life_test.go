@@ -102,7 +102,6 @@ func TestForeignTPM(t *testing.T) {
 // TestStateFolder: it is the agent's alone, one agent's at a time, and what is in it may be
 // damaged.
 func TestStateFolder(t *testing.T) {
-	t.Parallel()
 	v := newVerifier(t, fast)
 	m := newMachine(t, v)
 	m.call(0, "enrol")

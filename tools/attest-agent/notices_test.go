@@ -19,7 +19,6 @@ import (
 // TestNotices: a device hears of its own bad verdict and acts, over the real server; with
 // another certificate in its image it does not, and says why.
 func TestNotices(t *testing.T) {
-	t.Parallel()
 	a := newActor(t)
 	v := newVerifier(t, fast, func(o *server.Options) { o.Notices.Key, o.Notices.Cert = a.key, a.cert })
 	m := newMachine(t, v)

@@ -358,7 +358,6 @@ func sealed(t *testing.T, key []byte, text string) []byte {
 // TestPolledNotice: a notice is believed if the certificate of the image signed it, and acted
 // upon once.
 func TestPolledNotice(t *testing.T) {
-	t.Parallel()
 	key, file := revocationKey(t)
 	actor := newActor(t)
 	notices := filepath.Join(actor.dir, "notices")
