@@ -150,12 +150,17 @@ func (s *Server) tenantForget(c *call) error {
 	case !errors.Is(err, store.ErrNotFound):
 		return err
 	case len(d.Policies) > 0:
-		return fail(http.StatusForbidden, "in_use", "agent %s was stopped by an operator: only operators delete it, with attest fleet delete", id)
+		return stopped(id)
 	}
 	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
+}
+
+// stopped refuses what would undo the word of an operator.
+func stopped(id string) error {
+	return fail(http.StatusForbidden, "stopped", "agent %s was stopped by an operator: see attest fleet change, and attest fleet delete", id)
 }
 
 // onVerifier returns a device that is judged, and what a tenant said of it, if one did.

@@ -82,6 +82,9 @@ func (s *Server) tenantAddAgent(c *call) error {
 		}
 		return fail(http.StatusConflict, "exists", "agent %s is on the verifier already: use delete or update", id)
 	}
+	if len(d.Policies) > 0 { // and is not judged
+		return stopped(id)
+	}
 	settings, err := m.check(d)
 	if err == nil {
 		err = s.sameRevocationKey(m.RevocationKey)

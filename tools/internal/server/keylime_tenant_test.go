@@ -79,6 +79,7 @@ func TestTenantRefused(t *testing.T) {
 	}{
 		{"another attestation key", m.id, map[string]any{"ak_tpm": base64.StdEncoding.EncodeToString(m.ek.Public)}, 403, "ak_tpm"},
 		{"another certificate", m.id, map[string]any{"mtls_cert": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}, 403, "mtls_cert"},
+		{"too much metadata", m.id, map[string]any{"metadata": strings.Repeat("x", store.MaxDetail)}, 400, "settings"},
 		{"a device that nobody knows", "nobody", nil, 404, ""},
 		{"a device that has not enrolled", "expected", nil, 404, ""},
 		{"an id that is none", "a%0Ab", nil, 400, "id"},
@@ -153,6 +154,9 @@ func TestTenantForget(t *testing.T) {
 	}
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
 	forget(m.id, http.StatusForbidden)
+	if a, err := w.try(tenant, "POST", w.verifier+"/v2.6/agents/"+m.id, "", m.addition(nil)); err != nil || a.status != http.StatusForbidden {
+		t.Errorf("add what an operator stopped: %d %s, %v", a.status, a.body, err)
+	}
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": []string{}}, http.StatusOK)
 	forget(m.id, http.StatusOK)
 }

@@ -63,7 +63,7 @@ func (s *Store) PolicyEpoch(ctx context.Context) (epoch int64, err error) {
 func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string, now time.Time) error {
 	bodies, mb, err := s.packed(c)
 	if err != nil {
-		return fmt.Errorf("change policies: %w", err)
+		return fmt.Errorf("change policies: %w", invalid(err))
 	}
 	err = s.write(ctx, "", func(t *tx) error {
 		n, err := t.exec(`UPDATE policy_epoch SET epoch = epoch + 1 WHERE one = 1 AND epoch = $1`, c.Epoch)
@@ -203,6 +203,13 @@ func (t *tx) addTenantAgent(c TenantChange, actor string, now time.Time) error {
 	}
 	if state != string(Active) {
 		return ErrNotFound
+	}
+	var policies int64
+	if err := t.get([]any{&policies}, `SELECT count(*) FROM device_policy WHERE device = $1`, a.Device); err != nil {
+		return err
+	}
+	if policies > 0 { // an operator's, from a moment ago
+		return ErrExists
 	}
 	var mb any
 	if a.MBPolicy != "" {

@@ -55,6 +55,10 @@ func testTenantAgents(t *testing.T, url string) {
 	if must(t, err); !slices.Equal(d.Policies, []string{"image.with.x"}) || !d.Attest {
 		t.Errorf("device: %+v", d)
 	}
+	must(t, s.UpdateDevice(ctx, "b", store.Change{Policies: &[]string{"image"}}, "eve", Start))
+	late := store.TenantChange{Epoch: epoch(), Agent: &store.TenantAgent{Device: "b", Settings: json.RawMessage(`{}`)}}
+	want(t, change(late), store.ErrExists) // an operator was first
+	must(t, s.UpdateDevice(ctx, "b", store.Change{Policies: &[]string{}}, "eve", Start))
 	if ids, err := s.VerifierDevices(ctx, "", 10); err != nil || !slices.Equal(ids, []string{"a"}) {
 		t.Errorf("devices of the verifier: %q, %v", ids, err)
 	}
