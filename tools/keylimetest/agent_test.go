@@ -9,6 +9,7 @@ import (
 
 // TestPull: our agent before Keylime's registrar, tenant and verifier, in the pull model.
 func TestPull(t *testing.T) {
+	t.Parallel()
 	d := newDevice(t)
 	d.run("/sbin/init")
 	k := startKeylime(t, "pull", d)
@@ -57,6 +58,7 @@ func memory(t *testing.T) string {
 
 // TestPush: the same in the push model, where the agent sends and no port is open.
 func TestPush(t *testing.T) {
+	t.Parallel()
 	d := newDevice(t)
 	d.run("/sbin/init")
 	k := startKeylime(t, "push", d)
@@ -84,6 +86,7 @@ func TestPush(t *testing.T) {
 // the tenant made, and believes it for the certificate that came with its payload. The
 // first one is started again meanwhile, which Keylime must not take for a failure.
 func TestRevocation(t *testing.T) {
+	t.Parallel()
 	bad, good := newDevice(t), newDevice(t)
 	k := startKeylime(t, "pull", bad, good)
 	agents := map[*device]*program{}

@@ -30,6 +30,7 @@ func pushExchanges(t *testing.T) []exchange {
 // what our agent had sent. (What its tenant and verifier ask a polled agent is said to the
 // agent again by TestTranscript of attest-agent.)
 func TestPushTranscript(t *testing.T) {
+	t.Parallel()
 	kinds := map[string]int{}
 	for _, e := range pushExchanges(t) {
 		name := e.Method + " " + e.URI

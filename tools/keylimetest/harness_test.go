@@ -7,7 +7,6 @@ package keylimetest
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -23,6 +22,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,24 +124,33 @@ func until(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// freePort is a port that nobody listens at.
+// lastPort is what freePort gave last.
+var lastPort atomic.Int32
+
+// freePort is a port that nobody listens at and that no other test was given. It is below
+// those that Linux gives to connections (ip_local_port_range), which would take it before a
+// server that starts slowly does.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 20_000, 10_000
+	for range count {
+		port := first + (os.Getpid()+int(lastPort.Add(1)))%count
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port is free")
+	return 0
 }
+
+// programs is the folder of what is compiled for all tests.
+var programs string
 
 // buildAgent compiles the agent once for all tests.
 var buildAgent = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "keylimetest")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "attest-agent")
+	path := filepath.Join(programs, "attest-agent")
 	cmd := exec.Command("go", "build", "-o", path, "../attest-agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -151,10 +160,14 @@ var buildAgent = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := buildAgent(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	dir, err := os.MkdirTemp("", "keylimetest")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	programs = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
@@ -170,6 +183,9 @@ type device struct {
 
 func newDevice(t *testing.T) *device {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starts agents, and Keylime; not with -short")
+	}
 	d := &device{t: t, dir: t.TempDir(), tpm: tpmtest.Start(t), listen: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
 	d.tpm.Share()
 	d.binary, d.ascii = filepath.Join(d.dir, "binary_runtime_measurements"), filepath.Join(d.dir, "ascii_runtime_measurements")
@@ -264,6 +280,7 @@ type keylime struct {
 	bin, dir            string
 	registrar, verifier *program
 	ports               map[string]int
+	loop                *tenantLoop // from the first call of the tenant on
 }
 
 // startKeylime starts a registrar and a verifier, with a CA that they make, databases and
@@ -324,33 +341,6 @@ func (k *keylime) command(name string, args ...string) *exec.Cmd {
 }
 
 func (k *keylime) path(name string) string { return filepath.Join(k.dir, name) }
-
-// tenant runs keylime_tenant to its end.
-func (k *keylime) tenant(args ...string) (string, error) {
-	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
-	defer cancel()
-	cmd := k.command("keylime_tenant", append([]string{"-v", "127.0.0.1", "-vp", fmt.Sprint(k.ports["verifier"]), "-r", "127.0.0.1", "-rp", fmt.Sprint(k.ports["registrar_tls"])}, args...)...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		k.t.Fatal(err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	defer stop()
-	err := cmd.Wait()
-	return out.String(), err
-}
-
-// mustTenant is tenant, which has to work.
-func (k *keylime) mustTenant(args ...string) string {
-	k.t.Helper()
-	out, err := k.tenant(args...)
-	if err != nil {
-		k.t.Fatalf("keylime_tenant %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return out
-}
 
 // status is what the verifier has of a device.
 type status struct {

@@ -53,8 +53,9 @@ func (o *ours) imports(program string, code int, args ...string) (r imported) {
 // TestImport: the databases that Keylime's own registrar and verifier wrote move to our
 // server, and the device attests there with the keys that it has.
 func TestImport(t *testing.T) {
-	program := buildAttest(t)
+	t.Parallel()
 	d, other := newDevice(t), newDevice(t)
+	program := buildAttest(t)
 	for _, d := range []*device{d, other} {
 		d.run("/sbin/init")
 	}

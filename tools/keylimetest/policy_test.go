@@ -47,6 +47,7 @@ func readCertificate(t *testing.T, path string) *x509.Certificate {
 // server through the tenant, and a signature counts for a certificate of the configuration
 // only. Keylime's verifier believes the certificate in the envelope.
 func TestKeylimePolicy(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	d := newDevice(t)
 	d.run("/sbin/init")

@@ -8,6 +8,7 @@ import (
 
 // TestOursPull: our agent in the pull model, polled by our verifier.
 func TestOursPull(t *testing.T) {
+	t.Parallel()
 	p := startPlace(t)
 	d := newDevice(t)
 	d.run("/sbin/init")

@@ -39,6 +39,7 @@ func readTranscript(t *testing.T, name string) []exchange {
 // TestRustRecorded: what rust-keylime's agents said is still read and believed, and what they
 // were answered is still what would be answered; where there are none of them, too.
 func TestRustRecorded(t *testing.T) {
+	t.Parallel()
 	for name, want := range map[string]map[string]int{
 		"rust-push.json": {"registration": 1, "activation": 1, "session": 1, "proof": 1, "capabilities": 2, "evidence": 2},
 		"rust-pull.json": {"registration": 1, "activation": 1, "versions": 2, "quote": 2, "share": 1},

@@ -31,6 +31,7 @@ func (p *place) withTenant(devices ...*device) {
 // TestRustTenant: Keylime's tenant adds an agent of rust-keylime to our verifier, with a
 // payload; all but our server are others' programs. Then one agent is told of the other.
 func TestRustTenant(t *testing.T) {
+	t.Parallel()
 	installed(t, "rust")
 	if os.Getuid() != 0 {
 		t.Skip("keylime_agent mounts a tmpfs, which root alone may do")

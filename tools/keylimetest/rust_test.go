@@ -22,6 +22,7 @@ import (
 
 // TestRustPush: rust-keylime's agent of the push model before our registrar and verifier.
 func TestRustPush(t *testing.T) {
+	t.Parallel()
 	installed(t, "rust")
 	p := startPlace(t)
 	d := newDevice(t)
@@ -49,6 +50,7 @@ func TestRustPush(t *testing.T) {
 // TestRustAlgorithms: the same agents with other keys than their default ones. The
 // push agent of 0.2.9 itself refuses to quote with a key on a curve ("Unsupported AK type").
 func TestRustAlgorithms(t *testing.T) {
+	t.Parallel()
 	installed(t, "rust")
 	for _, c := range []struct{ agent, template, encryption, signing string }{
 		{"keylime_push_model_agent", "rsa2048", "rsa", "rsapss"},
@@ -81,6 +83,7 @@ func TestRustAlgorithms(t *testing.T) {
 
 // TestRustPull: rust-keylime's agent of the pull model, polled by our verifier.
 func TestRustPull(t *testing.T) {
+	t.Parallel()
 	installed(t, "rust")
 	if os.Getuid() != 0 {
 		t.Skip("keylime_agent mounts a tmpfs, which root alone may do")

@@ -10,6 +10,7 @@ import (
 // TestTenantPull: keylime_tenant adds our agent, which listens, to our verifier, which polls
 // it, with a payload whose key the two bring in halves.
 func TestTenantPull(t *testing.T) {
+	t.Parallel()
 	p := startPlace(t)
 	d := newDevice(t)
 	d.run("/sbin/init")

@@ -135,6 +135,7 @@ func members(prefix string, v any) (names []string) {
 // made, where Keylime is not installed too: each answer has the status and the members that
 // the tenant was content with.
 func TestTenantRecorded(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"tenant.json", "tenant-policies.json"} {
 		t.Run(name, func(t *testing.T) {
 			text, err := os.ReadFile(filepath.Join("testdata", name))

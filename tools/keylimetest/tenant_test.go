@@ -184,6 +184,7 @@ func (o *ours) refused(want string, args ...string) {
 
 // TestTenantPush: keylime_tenant before our registrar and verifier, with our agent.
 func TestTenantPush(t *testing.T) {
+	t.Parallel()
 	o := startOurs(t).withTenant()
 	defer o.said.write(t, "tenant.json")
 	d := newDevice(t)
@@ -227,6 +228,7 @@ func TestTenantPush(t *testing.T) {
 
 // TestTenantPolicies: named policies, of both sorts, and what is refused.
 func TestTenantPolicies(t *testing.T) {
+	t.Parallel()
 	o := startOurs(t).withTenant()
 	defer o.said.write(t, "tenant-policies.json")
 	d := newDevice(t)
