@@ -81,7 +81,7 @@ func (s *Server) identify(c *call) (caller, error) {
 	}
 	who, err := s.certified(c.TLS.PeerCertificates, c.now)
 	if err != nil && s.isTenant(c.TLS.PeerCertificates, c.now) {
-		return caller{role: Tenant, name: "tenant:" + printable(c.TLS.PeerCertificates[0].Subject.CommonName)}, nil
+		return caller{role: Tenant, name: tenantPrefix + printable(c.TLS.PeerCertificates[0].Subject.CommonName)}, nil
 	}
 	return who, err
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -19,6 +20,9 @@ import (
 // Tenant is who has a certificate of [Options.TenantCA]: Keylime's keylime_tenant. It may
 // call the management routes of Keylime's API 2.x and nothing else.
 const Tenant Role = "tenant"
+
+// tenantPrefix is before the name of a tenant in events.
+const tenantPrefix = "tenant:"
 
 // isTenant says whether a client certificate is one of the tenants'. That it names no role
 // is of no importance: Keylime's own do not.
@@ -269,13 +273,36 @@ func (s *Server) tenantAttest(c *call, attest bool) error {
 		return err
 	}
 	id := c.PathValue("id")
-	if _, _, err := s.onVerifier(c, id); err != nil {
+	d, _, err := s.onVerifier(c, id)
+	if err != nil {
 		return err
+	}
+	if attest && !d.Attest && c.who.role == Tenant {
+		if own, err := s.stoppedByTenant(c, id); err != nil {
+			return err
+		} else if !own {
+			return stopped(id)
+		}
 	}
 	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest}, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
+}
+
+// stoppedByTenant says whether it was a tenant that stopped a device, and no operator.
+func (s *Server) stoppedByTenant(c *call, id string) (bool, error) {
+	events, err := s.Store.Events(c.Context(), id, 0, maxLooked)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range events {
+		var change store.Change
+		if e.Kind == "device-changed" && json.Unmarshal([]byte(e.Detail), &change) == nil && change.Attest != nil && !*change.Attest {
+			return strings.HasPrefix(e.Actor, tenantPrefix), nil
+		}
+	}
+	return false, nil
 }
 
 // address is where the tenant reached this verifier; it goes there again.

@@ -239,6 +239,9 @@ func TestTenantDerived(t *testing.T) {
 		t.Errorf("stopped: %s", a.body)
 	}
 	call("PUT", "/v2.6/agents/"+m.id+"/reactivate", nil, 200)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	call("PUT", "/v2.6/agents/"+m.id+"/reactivate", nil, 403) // an operator's word
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
 	w.clock.pass(10 * time.Minute)
 	if a := call("GET", "/v2.6/agents/"+m.id, nil, 200); !strings.Contains(string(a.body), `"attestation_status":"TIMEOUT"`) {
 		t.Errorf("silent: %s", a.body)
