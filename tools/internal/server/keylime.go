@@ -156,6 +156,9 @@ func (s *Server) tenantForget(c *call) error {
 	case len(d.Policies) > 0:
 		return stopped(id)
 	}
+	if err := s.notStopped(c, d); err != nil {
+		return err
+	}
 	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
 		return err
 	}
@@ -277,11 +280,9 @@ func (s *Server) tenantAttest(c *call, attest bool) error {
 	if err != nil {
 		return err
 	}
-	if attest && !d.Attest && c.who.role == Tenant {
-		if own, err := s.stoppedByTenant(c, id); err != nil {
+	if attest {
+		if err := s.notStopped(c, d); err != nil {
 			return err
-		} else if !own {
-			return stopped(id)
 		}
 	}
 	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest}, c.who.name, c.now); err != nil {
@@ -290,19 +291,31 @@ func (s *Server) tenantAttest(c *call, attest bool) error {
 	return c.tenant(http.StatusOK, struct{}{})
 }
 
-// stoppedByTenant says whether it was a tenant that stopped a device, and no operator.
-func (s *Server) stoppedByTenant(c *call, id string) (bool, error) {
-	events, err := s.Store.Events(c.Context(), id, 0, maxLooked)
-	if err != nil {
-		return false, err
+// notStopped refuses a tenant a device that an operator stopped, whatever tenants did to it
+// afterwards, until it is let attest again.
+func (s *Server) notStopped(c *call, d store.Device) error {
+	if d.Attest || c.who.role != Tenant {
+		return nil
 	}
-	for _, e := range events {
-		var change store.Change
-		if e.Kind == "device-changed" && json.Unmarshal([]byte(e.Detail), &change) == nil && change.Attest != nil && !*change.Attest {
-			return strings.HasPrefix(e.Actor, tenantPrefix), nil
+	for before, more := int64(0), true; more; {
+		events, err := s.Store.Events(c.Context(), d.ID, before, maxPage)
+		if err != nil {
+			return err
+		}
+		more = len(events) == maxPage
+		for _, e := range events {
+			before = e.Seq
+			var change store.Change
+			switch {
+			case e.Kind != "device-changed" || json.Unmarshal([]byte(e.Detail), &change) != nil || change.Attest == nil:
+			case *change.Attest:
+				return nil
+			case !strings.HasPrefix(e.Actor, tenantPrefix):
+				return stopped(d.ID)
+			}
 		}
 	}
-	return false, nil
+	return nil
 }
 
 // address is where the tenant reached this verifier; it goes there again.

@@ -85,6 +85,9 @@ func (s *Server) tenantAddAgent(c *call) error {
 	if len(d.Policies) > 0 { // and is not judged
 		return stopped(id)
 	}
+	if err := s.notStopped(c, d); err != nil {
+		return err
+	}
 	settings, err := m.check(d)
 	if err == nil {
 		err = s.sameRevocationKey(m.RevocationKey)

@@ -158,7 +158,45 @@ func TestTenantForget(t *testing.T) {
 		t.Errorf("add what an operator stopped: %d %s, %v", a.status, a.body, err)
 	}
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": []string{}}, http.StatusOK)
+	forget(m.id, http.StatusForbidden) // it is stopped all the same
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
 	forget(m.id, http.StatusOK)
+}
+
+// TestTenantStopped: what an operator stopped stays so, whatever a tenant does, and in which order.
+func TestTenantStopped(t *testing.T) {
+	w := newWorld(t)
+	tenant := w.tenantOf()
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	agent := w.verifier + "/v2.6/agents/" + m.id
+	do := func(method, url string, body any, want int) {
+		t.Helper()
+		if a, err := w.try(tenant, method, url, "", body); err != nil || a.status != want {
+			t.Errorf("%s %s: %d %s, %v, want %d", method, url, a.status, a.body, err, want)
+		}
+		if d, err := w.store.Device(t.Context(), m.id, w.clock.Now()); err != nil || want == http.StatusForbidden && d.Attest {
+			t.Errorf("%s %s: it attests again, %v", method, url, err)
+		}
+	}
+	// Nor is one that no tenant has.
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusForbidden)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusOK)
+	do("PUT", agent+"/stop", nil, http.StatusOK)
+	do("PUT", agent+"/reactivate", nil, http.StatusOK) // its own word
+	do("DELETE", agent, nil, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusOK)
+
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	do("PUT", agent+"/stop", nil, http.StatusOK)
+	do("PUT", agent+"/reactivate", nil, http.StatusForbidden)
+	do("DELETE", agent, nil, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusForbidden)
+	do("DELETE", w.registrar+"/v2.6/agents/"+m.id, nil, http.StatusForbidden)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusOK)
 }
 
 // TestTenantLongName: the name of a derived policy is one, however long those of its parts are.
