@@ -58,6 +58,7 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"SecretBounds", testSecretBounds},
 		{"Release", testRelease},
 		{"ReleaseRace", testReleaseRace},
+		{"ReleaseTakenRace", testReleaseTakenRace},
 		{"BadWriteInBatch", testBadWriteInBatch},
 		{"Closed", testClosed},
 		{"Crash", testCrash},
