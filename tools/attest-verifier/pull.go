@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/rsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
 
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/server"
 )
@@ -33,8 +33,8 @@ func pullOf(ctx context.Context, s *settings) (server.Pull, *certificateFile, er
 		if err != nil {
 			return p, nil, fmt.Errorf("pull.revocation_key: %w", err)
 		}
-		if _, ok := key.Public().(*rsa.PublicKey); !ok {
-			return p, nil, errors.New("pull.revocation_key: Keylime's agents know RSA only")
+		if _, err := evidence.SignRevocation(key, nil); err != nil {
+			return p, nil, fmt.Errorf("pull.revocation_key: %w", err)
 		}
 		p.RevocationKey = key
 	}

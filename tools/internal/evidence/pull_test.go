@@ -336,3 +336,24 @@ func FuzzPull(f *testing.F) {
 		}
 	})
 }
+
+// oldSigner signs as tokens and services do, whatever padding is asked for.
+type oldSigner struct{ *rsa.PrivateKey }
+
+func (o oldSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return rsa.SignPKCS1v15(nil, o.PrivateKey, opts.HashFunc(), digest)
+}
+
+// A signature that no agent would take is noticed by who makes it.
+func TestSignRevocationPSS(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := SignRevocation(key, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := SignRevocation(oldSigner{key}, nil); err == nil || !strings.Contains(err.Error(), "RSA-PSS") {
+		t.Errorf("another padding: %v", err)
+	}
+}

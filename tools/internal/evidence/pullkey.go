@@ -174,13 +174,17 @@ func payloadCipher(key []byte) (cipher.AEAD, error) {
 // SignRevocation signs with the key of the certificate that the agents were given: RSA-PSS
 // with SHA-256 and the longest salt (rsa_sign in Keylime's crypto.py).
 func SignRevocation(key crypto.Signer, message []byte) (*SignedRevocation, error) {
-	if _, ok := key.Public().(*rsa.PublicKey); !ok {
+	public, ok := key.Public().(*rsa.PublicKey)
+	if !ok {
 		return nil, fmt.Errorf("sign revocation: the key is a %T, Keylime's agents know RSA", key.Public())
 	}
 	sum := sha256.Sum256(message)
 	signature, err := key.Sign(rand.Reader, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: crypto.SHA256})
 	if err != nil {
 		return nil, fmt.Errorf("sign revocation: %w", err)
+	}
+	if rsa.VerifyPSS(public, crypto.SHA256, sum[:], signature, nil) != nil {
+		return nil, errors.New("sign revocation: who keeps the key makes no RSA-PSS signatures with it: have it in a file")
 	}
 	return &SignedRevocation{Message: string(message), Signature: signature}, nil
 }
