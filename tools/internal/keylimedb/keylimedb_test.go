@@ -118,8 +118,8 @@ func TestHostile(t *testing.T) {
 		statements []string
 		want       string
 	}{
-		"a view":              {[]string{endless}, ErrNoTables.Error()},
-		"a virtual table":     {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, ErrNoTables.Error()},
+		"a view":          {[]string{endless}, ErrNoTables.Error()},
+		"a virtual table": {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, ErrNoTables.Error()},
 		"a disguised table": {[]string{`CREATE TABLE registrarmain (agent_id)`, `PRAGMA writable_schema = 1`,
 			`UPDATE sqlite_master SET sql = 'CREATE  VIRTUAL TABLE registrarmain USING fts5(agent_id)'`}, ErrNoTables.Error()},
 		"nothing":             {[]string{`CREATE TABLE other (x)`}, ErrNoTables.Error()},
