@@ -63,6 +63,16 @@ func (s *Store) Alarm(ctx context.Context, seq int64) (Alarm, error) {
 	return a, nil
 }
 
+// BadAgain says whether there is a later alarm of the device and its group that is bad too.
+func (s *Store) BadAgain(ctx context.Context, a Alarm) (again bool, err error) {
+	err = s.reads.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM notice WHERE device = $1 AND grp = $2 AND seq > $3 AND status <> 'trusted')`,
+		a.Device, a.Group, a.Seq).Scan(&again)
+	if err != nil {
+		return false, fmt.Errorf("read later alarms of device %s: %w", a.Device, err)
+	}
+	return again, nil
+}
+
 const sqlAlarms = sqlAlarm + `WHERE n.grp = $1 AND n.seq > $2 AND NOT EXISTS
 	(SELECT 1 FROM notice l WHERE l.device = n.device AND l.grp = n.grp AND l.seq > n.seq) ORDER BY n.seq LIMIT $3`
 
