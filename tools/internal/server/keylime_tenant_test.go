@@ -196,7 +196,15 @@ func TestTenantStopped(t *testing.T) {
 	do("POST", agent, m.addition(nil), http.StatusForbidden)
 	do("DELETE", w.registrar+"/v2.6/agents/"+m.id, nil, http.StatusForbidden)
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
-	do("POST", agent, m.addition(nil), http.StatusOK)
+	// What an operator deletes leaves nothing of what was its alone.
+	do("POST", agent, m.addition(map[string]any{"runtime_policy": encoded(t, runtimePolicy("/sbin/init")), "tpm_policy": `{"15":["` + strings.Repeat("0", 64) + `"]}`}), http.StatusOK)
+	if all, err := w.store.Policies(t.Context(), ""); err != nil || len(all) != 2 {
+		t.Errorf("policies: %+v, %v", all, err)
+	}
+	w.api("DELETE", "/devices/"+m.id, nil, http.StatusNoContent)
+	if all, err := w.store.Policies(t.Context(), ""); err != nil || len(all) != 0 {
+		t.Errorf("policies of nobody: %+v, %v", all, err)
+	}
 }
 
 // TestTenantLongName: the name of a derived policy is one, however long those of its parts are.
