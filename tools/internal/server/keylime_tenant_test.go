@@ -364,7 +364,8 @@ func TestImportDevice(t *testing.T) {
 	if a := w.send("POST", w.verifier+"/api/v1/devices/second/import", w.admin, body(m, m, false)); a.status != http.StatusForbidden {
 		t.Errorf("the same TPM as another device: %d %s", a.status, a.body)
 	}
-	for name, b := range map[string]map[string]any{"an AK that is an EK": {"ek_tpm": b64(m.ek.Public), "aik_tpm": b64(m.ek.Public)}, "nothing": {}, "no base64": {"ek_tpm": "!", "aik_tpm": "!"}} {
+	for name, b := range map[string]map[string]any{"an AK that is an EK": {"ek_tpm": b64(m.ek.Public), "aik_tpm": b64(m.ek.Public)}, "nothing": {}, "no base64": {"ek_tpm": "!", "aik_tpm": "!"},
+		"no port": {"ek_tpm": b64(other.ek.Public), "aik_tpm": b64(other.ak.Public()), "port": 70000}} {
 		if a := w.send("POST", w.verifier+"/api/v1/devices/x/import", w.admin, b); a.status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}
