@@ -337,23 +337,23 @@ func FuzzPull(f *testing.F) {
 	})
 }
 
-// oldSigner signs as tokens and services do, whatever padding is asked for.
-type oldSigner struct{ *rsa.PrivateKey }
-
-func (o oldSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return rsa.SignPKCS1v15(nil, o.PrivateKey, opts.HashFunc(), digest)
-}
-
-// A signature that no agent would take is noticed by who makes it.
-func TestSignRevocationPSS(t *testing.T) {
+func TestParseRevocationKey(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := SignRevocation(key, nil); err != nil {
-		t.Error(err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := SignRevocation(oldSigner{key}, nil); err == nil || !strings.Contains(err.Error(), "RSA-PSS") {
-		t.Errorf("another padding: %v", err)
+	for name, der := range map[string][]byte{"RSA PRIVATE KEY": x509.MarshalPKCS1PrivateKey(key), "PRIVATE KEY": pkcs8} {
+		if k, err := ParseRevocationKey(pem.EncodeToMemory(&pem.Block{Type: name, Bytes: der})); err != nil || !k.Equal(key) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, bad := range []string{"", "key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8[1:]}))} {
+		if _, err := ParseRevocationKey([]byte(bad)); err == nil {
+			t.Errorf("%.40q was read", bad)
+		}
 	}
 }

@@ -2,13 +2,10 @@ package server
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -164,21 +161,12 @@ func (s *Server) sameRevocationKey(text string) error {
 	if text == "" {
 		return nil
 	}
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return fail(http.StatusBadRequest, "malformed", "revocation_key is not PEM")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := evidence.ParseRevocationKey([]byte(text))
 	if err != nil {
-		if key, err = x509.ParsePKCS1PrivateKey(block.Bytes); err != nil {
-			return fail(http.StatusBadRequest, "malformed", "revocation_key is not a private key")
-		}
+		return fail(http.StatusBadRequest, "malformed", "revocation_key: %v", err)
 	}
-	signer, ok := key.(crypto.Signer)
-	if own := s.Pull.RevocationKey; ok && own != nil {
-		if public, ok := own.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && public.Equal(signer.Public()) {
-			return nil
-		}
+	if own := s.Pull.RevocationKey; own != nil && own.PublicKey.Equal(&key.PublicKey) {
+		return nil
 	}
 	return fail(http.StatusBadRequest, "unsupported", "revocation_key is not the key with which this verifier signs notices: "+
 		"put RevocationNotifier-private.pem into its configuration ([pull] revocation_key) and add the agent again")
