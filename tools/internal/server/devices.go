@@ -266,7 +266,7 @@ func (s *Server) deleteDevice(c *call) error {
 	id := c.PathValue("id")
 	_, err := s.Store.TenantAgent(c.Context(), id)
 	if err == nil { // the policies that were its alone go with it
-		err = s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.name, c.now)
+		err = s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, false, c.who.name, c.now)
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err

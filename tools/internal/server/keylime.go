@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -156,19 +156,18 @@ func (s *Server) tenantForget(c *call) error {
 	case len(d.Policies) > 0:
 		return stopped(id)
 	}
-	if err := s.notStopped(c, d); err != nil {
-		return err
+	forget := s.Store.DeleteDevice
+	if c.who.role == Tenant {
+		forget = s.Store.ForgetDevice
 	}
-	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
+	if err := forget(c.Context(), id, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
 }
 
 // stopped refuses what would undo the word of an operator.
-func stopped(id string) error {
-	return fail(http.StatusForbidden, "stopped", "agent %s was stopped by an operator: see attest fleet change, and attest fleet delete", id)
-}
+func stopped(id string) error { return fmt.Errorf("agent %s: %w", id, store.ErrStopped) }
 
 // onVerifier returns a device that is judged, and what a tenant said of it, if one did.
 func (s *Server) onVerifier(c *call, id string) (store.Device, *store.TenantAgent, error) {
@@ -261,7 +260,7 @@ func (s *Server) tenantRemove(c *call) error {
 			return err
 		}
 	}
-	if err := s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.name, c.now); err != nil {
+	if err := s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.role == Tenant, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
@@ -276,46 +275,13 @@ func (s *Server) tenantAttest(c *call, attest bool) error {
 		return err
 	}
 	id := c.PathValue("id")
-	d, _, err := s.onVerifier(c, id)
-	if err != nil {
+	if _, _, err := s.onVerifier(c, id); err != nil {
 		return err
 	}
-	if attest {
-		if err := s.notStopped(c, d); err != nil {
-			return err
-		}
-	}
-	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest}, c.who.name, c.now); err != nil {
+	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest, Tenant: c.who.role == Tenant}, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
-}
-
-// notStopped refuses a tenant a device that an operator stopped, whatever tenants did to it
-// afterwards, until it is let attest again.
-func (s *Server) notStopped(c *call, d store.Device) error {
-	if d.Attest || c.who.role != Tenant {
-		return nil
-	}
-	for before, more := int64(0), true; more; {
-		events, err := s.Store.Events(c.Context(), d.ID, before, maxPage)
-		if err != nil {
-			return err
-		}
-		more = len(events) == maxPage
-		for _, e := range events {
-			before = e.Seq
-			var change store.Change
-			switch {
-			case e.Kind != "device-changed" || json.Unmarshal([]byte(e.Detail), &change) != nil || change.Attest == nil:
-			case *change.Attest:
-				return nil
-			case !strings.HasPrefix(e.Actor, tenantPrefix):
-				return stopped(d.ID)
-			}
-		}
-	}
-	return nil
 }
 
 // address is where the tenant reached this verifier; it goes there again.

@@ -82,9 +82,6 @@ func (s *Server) tenantAddAgent(c *call) error {
 	if len(d.Policies) > 0 { // and is not judged
 		return stopped(id)
 	}
-	if err := s.notStopped(c, d); err != nil {
-		return err
-	}
 	settings, err := m.check(d)
 	if err == nil {
 		err = s.sameRevocationKey(m.RevocationKey)
@@ -249,7 +246,7 @@ func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantS
 	if err != nil {
 		return err
 	}
-	change := store.TenantChange{Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
+	change := store.TenantChange{Tenant: c.who.role == Tenant, Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
 	bodies, err := s.runtimeFor(c, m, &change)
 	if err != nil {
 		return err
