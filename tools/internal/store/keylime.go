@@ -306,12 +306,20 @@ func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind string, tenant 
 
 // forgetPolicy deletes the revisions of kind of a policy that nobody is assigned to.
 func (t *tx) forgetPolicy(name, kind string) error {
+	// Who assigns it meanwhile is waited for, and then seen: see putTenantPolicy.
+	err := t.get([]any{new(int64)}, `SELECT highest FROM policy WHERE name = $1`+t.s.lockUpdate, name)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if _, err := t.exec(`DELETE FROM policy_revision WHERE name = $1 AND kind = $2
 		AND NOT EXISTS (SELECT 1 FROM device_policy p WHERE p.policy = $1)
 		AND NOT EXISTS (SELECT 1 FROM keylime_agent a WHERE a.runtime = $1)`, name, kind); err != nil {
 		return err
 	}
-	_, err := t.exec(`DELETE FROM policy_body WHERE NOT EXISTS (SELECT 1 FROM policy_revision r WHERE r.digest = policy_body.digest)`)
+	_, err = t.exec(`DELETE FROM policy_body WHERE NOT EXISTS (SELECT 1 FROM policy_revision r WHERE r.digest = policy_body.digest)`)
 	return err
 }
 

@@ -2,7 +2,9 @@ package storetest
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,4 +175,37 @@ func testStopped(t *testing.T, s *store.Store, change func(store.TenantChange) e
 	must(t, add())
 	must(t, s.ForgetDevice(ctx, "stopped", "tenant", Start))
 	want(t, s.ForgetDevice(ctx, "stopped", "tenant", Start), store.ErrNotFound)
+}
+
+// testTenantRace adds and removes devices that share a policy: none is left without it while
+// it has it.
+func testTenantRace(t *testing.T, url string) {
+	s, ctx := open(t, url), t.Context()
+	var group sync.WaitGroup
+	for _, id := range []string{"a", "b", "c"} {
+		Enrol(t, s, id)
+		group.Go(func() {
+			for n := 0; n < 15; {
+				epoch, err := s.PolicyEpoch(ctx)
+				soft(t, err)
+				err = s.ChangeByTenant(ctx, store.TenantChange{Tenant: true, Epoch: epoch, Due: Start.Add(time.Hour), Assign: []string{"image.with.x"},
+					Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte("v1")}, Derived: true}},
+					Agent:    &store.TenantAgent{Device: id, Settings: json.RawMessage(`{}`)}}, "tenant", Start)
+				if errors.Is(err, store.ErrConflict) {
+					continue
+				}
+				soft(t, err)
+				time.Sleep(time.Millisecond)
+				if st, err := s.State(ctx, id, Start); err != nil || len(st.Policies) != 1 {
+					t.Errorf("%s has no policy: %v", id, err)
+				}
+				soft(t, s.RemoveFromVerifier(ctx, id, tenantKind, true, "tenant", Start))
+				n++
+			}
+		})
+	}
+	group.Wait()
+	if left, err := s.Policies(ctx, ""); err != nil || len(left) != 0 {
+		t.Errorf("policies of nobody: %+v, %v", left, err)
+	}
 }

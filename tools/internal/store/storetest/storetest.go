@@ -53,6 +53,7 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"PullRace", testPullRace},
 		{"Tokens", testTokens},
 		{"TenantAgents", testTenantAgents},
+		{"TenantRace", testTenantRace},
 		{"Import", testImport},
 		{"Secrets", testSecrets},
 		{"SecretBounds", testSecretBounds},
