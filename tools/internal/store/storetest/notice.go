@@ -164,6 +164,14 @@ func testAlarms(t *testing.T, url string) {
 	if _, err := s.Alarm(ctx, first); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("alarm %d: %v", first, err)
 	}
+	last := attest("a", store.Broken)
+	for seq, want := range map[int64]bool{good: true, last: false} {
+		a, err := s.Alarm(ctx, seq)
+		must(t, err)
+		if again, err := s.BadAgain(ctx, a); err != nil || again != want {
+			t.Errorf("bad again after %d: %t, %v", seq, again, err)
+		}
+	}
 }
 
 func ptr[T any](v T) *T { return &v }
