@@ -264,6 +264,11 @@ func testHostileIDs(t *testing.T, url string) {
 			t.Errorf("group %.20q was taken", group)
 		}
 	}
+	for _, name := range []string{"a\x00", "\xff"} {
+		if all, err := s.Policies(ctx, name); err != nil || len(all) != 0 {
+			t.Errorf("policies called %q: %v, %v", name, all, err)
+		}
+	}
 	if all, err := s.Devices(ctx, store.Filter{}, "", 10, Start); err != nil || len(all) != 0 {
 		t.Errorf("left behind: %v, %v", all, err)
 	}
