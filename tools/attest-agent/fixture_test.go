@@ -365,6 +365,7 @@ func (m *machine) start(cmd *exec.Cmd) *process {
 	m.t.Helper()
 	p := &process{t: m.t, cmd: cmd, new: make(chan struct{}, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.WaitDelay = 10 * time.Second // what it started may hold its output
 	if err := p.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
