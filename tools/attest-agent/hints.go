@@ -23,7 +23,7 @@ var (
 	errNoRegistrar = errors.New("neither registrar_url nor verifier_url is set")
 	errNoListenCA  = errors.New("listen is set and listen_ca is not")
 	errNoPull      = errors.New("this agent was built without the pull model")
-	errNoContact   = errors.New("nobody can be sent to that address")
+	errNoContact   = errors.New("no address to be polled at")
 )
 
 // hints maps the errors that a person can mend to what mends them.

@@ -291,6 +291,13 @@ func readInto(s *settings, all []*field, file string) error {
 			f.origin = file
 		}
 	}
+	if set["database"] && s.shownDatabase() != s.Database {
+		info, err := os.Stat(file)
+		if err == nil && info.Mode().Perm()&0o007 != 0 {
+			err = fmt.Errorf("%s: everybody may read or change the password of the database (mode %04o): chmod 600 it", file, info.Mode().Perm())
+		}
+		return err
+	}
 	return nil
 }
 
@@ -431,8 +438,13 @@ func showJSON(w io.Writer, all []*field) error {
 
 // shownDatabase is the database without its password.
 func (s *settings) shownDatabase() string {
-	if u, err := url.Parse(s.Database); err == nil {
-		return u.Redacted()
+	scheme, _, isURL := strings.Cut(s.Database, "://")
+	if !isURL {
+		return s.Database
 	}
-	return s.Database
+	u, err := url.Parse(s.Database)
+	if err != nil {
+		return scheme + "://xxxxx"
+	}
+	return u.Redacted()
 }
