@@ -39,12 +39,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	understood := false // flags and arguments
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
+	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSpace(line)))
+		if line = strings.TrimSpace(line); line != "" {
+			fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(line))
+		}
+	}
+	if !understood {
+		fmt.Fprintf(stderr, "attest-verifier: hint: %s --help\n", command.CommandPath())
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
