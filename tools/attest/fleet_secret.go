@@ -262,8 +262,11 @@ func newSecretDelete(o *fleetFlags) *cobra.Command {
 		Example: "  attest fleet secret delete web",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withFleet(c, o, func(ctx context.Context, client *fleetClient, _ io.Writer) error {
-				_, err := client.do(ctx, http.MethodDelete, apiPath("secrets", args[0]), nil)
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				if _, err := client.do(ctx, http.MethodDelete, apiPath("secrets", args[0]), nil); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(stdout, "deleted secret %s\n", showText(args[0]))
 				return err
 			})
 		},
