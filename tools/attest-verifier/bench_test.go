@@ -90,7 +90,12 @@ func enrolled(b *testing.B, url string, n int) []*evidencetest.Device {
 	if _, err := s.PutPolicy(b.Context(), "image", 1, "runtime", body, "bench", now); err != nil {
 		b.Fatal(err)
 	}
-	if err := s.ActivatePolicy(b.Context(), "image", []int64{1}, false, "bench", now); err != nil {
+	epoch, err := s.PolicyEpoch(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	active := store.TenantChange{Epoch: epoch, Activate: &store.ActivePolicy{Name: "image", Versions: []int64{1}}}
+	if err := s.ChangeByTenant(b.Context(), active, "bench", now); err != nil {
 		b.Fatal(err)
 	}
 	var fleet []*evidencetest.Device

@@ -16,7 +16,6 @@ import (
 type Claims struct {
 	ak       *AK
 	clock    Clock
-	firmware uint64
 	rebooted bool
 	pcrs     []PCR
 	list     []byte // measurement list from entry first on
@@ -39,9 +38,6 @@ func (c *Claims) AK() *AK { return c.ak }
 
 // Clock is the TPM's time when it quoted. Where it is not Safe the power had failed.
 func (c *Claims) Clock() Clock { return c.clock }
-
-// FirmwareVersion is that of the TPM, as the quote has it (see [Clock] for foreign keys).
-func (c *Claims) FirmwareVersion() uint64 { return c.firmware }
 
 // Rebooted says that this is the first evidence of a boot, or that it may be: see
 // [Clock].RestartCount. Entries then begin with the boot's first.

@@ -138,7 +138,7 @@ func verify(ev *Evidence, want Expected, prev State) (*Claims, State, error) {
 	if err := checkNonce(a.extraData, want.Nonce); err != nil {
 		return nil, prev, err
 	}
-	c := &Claims{ak: want.AK, clock: a.clock, firmware: a.firmware}
+	c := &Claims{ak: want.AK, clock: a.clock}
 	if c.pcrs, err = checkPCRs(ev.PCRs, a, asked, want); err != nil {
 		return nil, prev, err
 	}

@@ -24,7 +24,7 @@ func TestVerifyEachScheme(t *testing.T) {
 		if got := paths(t, c); !slices.Equal(got, []string{"boot_aggregate", "/bin/sh"}) {
 			t.Errorf("%s: entries %v", scheme, got)
 		}
-		if !c.Rebooted() || c.Covered() != 2 || c.Pending() != 0 || state.Entries != 2 || c.AK() != d.ak || c.FirmwareVersion() != 7 {
+		if !c.Rebooted() || c.Covered() != 2 || c.Pending() != 0 || state.Entries != 2 || c.AK() != d.ak || state.Firmware != 7 {
 			t.Errorf("%s: %+v, %+v", scheme, c, state)
 		}
 		if v, ok := c.PCR(ima.SHA256, 10); !ok || !bytes.Equal(v, d.pcrs[ima.SHA256][10]) {

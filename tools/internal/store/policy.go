@@ -32,8 +32,8 @@ func scanRef(r scanner) (p PolicyRef, err error) {
 	return p, r.Scan(&p.Name, &p.Version, &p.Digest, &p.Kind)
 }
 
-// PutPolicy stores a revision, which is never changed afterwards and is not active before
-// [Store.ActivatePolicy]. Version 0 stands for the next one. The same body again is no
+// PutPolicy stores a revision, which is never changed afterwards and is not active before an
+// [ActivePolicy] names it. Version 0 stands for the next one. The same body again is no
 // error and returns the revision that is there; a version that has another body already
 // is an [ErrExists].
 func (s *Store) PutPolicy(ctx context.Context, name string, version int64, kind string, body []byte, actor string, now time.Time) (PolicyRef, error) {
@@ -94,33 +94,18 @@ func (t *tx) putPolicy(ref *PolicyRef, b *blob, actor string, now time.Time) err
 		Detail: detail(map[string]any{"name": ref.Name, "version": ref.Version, "digest": fmt.Sprintf("%x", ref.Digest), "kind": ref.Kind})})
 }
 
-// ActivatePolicy makes exactly these versions of a policy the ones that its devices may
+// ActivePolicy makes exactly these versions of a policy the ones that its devices may
 // have, several during a roll-out, none to judge nobody by it. To go below the highest
 // version that was ever active, or to allow an older one anew, is an [ErrDowngrade] unless
-// downgrade says that it is meant; the event says so then. Judgements under way fail with
-// [ErrConflict], and none by the old versions is written after this returns.
-func (s *Store) ActivatePolicy(ctx context.Context, name string, versions []int64, downgrade bool, actor string, now time.Time) error {
-	err := s.write(ctx, "", func(t *tx) error {
-		if _, err := t.exec(`UPDATE policy_epoch SET epoch = epoch + 1 WHERE one = 1`); err != nil {
-			return err
-		}
-		t.epoch = nil
-		return t.activate(ActivePolicy{name, versions, downgrade}, actor, now)
-	})
-	if err != nil {
-		return fmt.Errorf("activate policy %.40q: %w", name, err)
-	}
-	return nil
-}
-
-// ActivePolicy is what [Store.ActivatePolicy] does.
+// Downgrade says that it is meant; the event says so then. Judgements under way fail with
+// [ErrConflict], and none by the old versions is written afterwards.
 type ActivePolicy struct {
 	Name      string
 	Versions  []int64
 	Downgrade bool
 }
 
-// activate is [Store.ActivatePolicy] within a transaction that changes the epoch.
+// activate does what a says, within a transaction that changes the epoch.
 func (t *tx) activate(a ActivePolicy, actor string, now time.Time) error {
 	versions := slices.Compact(slices.Sorted(slices.Values(a.Versions)))
 	var highest int64

@@ -105,33 +105,3 @@ func (s *Store) TokenDevice(ctx context.Context, token [32]byte, now time.Time) 
 	}
 	return device, nil
 }
-
-// ExtendToken lets a token that has not expired live until expires.
-func (s *Store) ExtendToken(ctx context.Context, token [32]byte, expires, now time.Time) error {
-	err := s.write(ctx, "", func(t *tx) error {
-		n, err := t.exec(`UPDATE session SET expires = $2 WHERE token = $1 AND expires > $3`, token[:], micros(expires), micros(now))
-		if err == nil && n == 0 {
-			return ErrNotFound
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("extend session token: %w", err)
-	}
-	return nil
-}
-
-// EndSessions ends all sessions of a device.
-func (s *Store) EndSessions(ctx context.Context, device string) error {
-	if err := CheckID(device); err != nil {
-		return fmt.Errorf("end sessions: %w", err)
-	}
-	err := s.write(ctx, device, func(t *tx) error {
-		_, err := t.exec(`DELETE FROM session WHERE device = $1`, device)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("end sessions of device %s: %w", device, err)
-	}
-	return nil
-}

@@ -14,6 +14,14 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
+// activate is what the server does for an operator.
+func activate(t *testing.T, s *store.Store, name string, versions []int64, downgrade bool) error {
+	epoch, err := s.PolicyEpoch(t.Context())
+	must(t, err)
+	return s.ChangeByTenant(t.Context(), store.TenantChange{Epoch: epoch,
+		Activate: &store.ActivePolicy{Name: name, Versions: versions, Downgrade: downgrade}}, "eve", Start)
+}
+
 func testPolicyVersions(t *testing.T, url string) {
 	s, ctx := open(t, url), t.Context()
 	put := func(name string, version int64, body string) (store.PolicyRef, error) {
@@ -71,7 +79,7 @@ func testPolicyVersions(t *testing.T, url string) {
 		{[]int64{42}, false, nil},
 	} {
 		before := allowed()
-		err := s.ActivatePolicy(ctx, "image", step.versions, step.downgrade, "eve", Start)
+		err := activate(t, s, "image", step.versions, step.downgrade)
 		if !errors.Is(err, step.err) || (err == nil) != (step.err == nil) {
 			t.Errorf("to %d: %v, want %v", step.versions, err, step.err)
 		}
@@ -101,7 +109,7 @@ func testPolicyVersions(t *testing.T, url string) {
 	// Deleting does not forget how far it was: the way back is closed all the same.
 	_, err = put("image", 41, "body 41")
 	must(t, err)
-	want(t, s.ActivatePolicy(ctx, "image", []int64{41}, false, "eve", Start), store.ErrDowngrade)
+	want(t, activate(t, s, "image", []int64{41}, false), store.ErrDowngrade)
 	events, err := s.Events(ctx, "", 0, 100)
 	must(t, err)
 	if n := len(slices.DeleteFunc(events, func(e store.Event) bool { return e.Kind != "policy-downgraded" || e.Actor != "eve" })); n != 1 {
@@ -116,11 +124,11 @@ func testVersionsNeverDecrease(t *testing.T, s *store.Store) {
 		must(t, err)
 	}
 	rapid.Check(t, func(rt *rapid.T) {
-		must(t, s.ActivatePolicy(t.Context(), "p", []int64{1}, true, "eve", Start))
+		must(t, activate(t, s, "p", []int64{1}, true))
 		active, highest := []int64{1}, int64(1)
 		for range rapid.IntRange(1, 8).Draw(rt, "steps") {
 			next := rapid.SliceOfNDistinct(rapid.Int64Range(1, 6), 0, 3, rapid.ID[int64]).Draw(rt, "versions")
-			err := s.ActivatePolicy(t.Context(), "p", next, false, "eve", Start)
+			err := activate(t, s, "p", next, false)
 			if err != nil && !errors.Is(err, store.ErrDowngrade) {
 				rt.Fatal(err)
 			}
@@ -150,15 +158,15 @@ func testPolicyChange(t *testing.T, url string) {
 		_, err := s.PutPolicy(ctx, "image", 0, "manifest", []byte(body), "eve", Start)
 		must(t, err)
 	}
-	must(t, s.ActivatePolicy(ctx, "image", []int64{1}, false, "eve", Start))
+	must(t, activate(t, s, "image", []int64{1}, false))
 	Enrol(t, s, "a", "image")
 	other := reopen(t, url)
 	for n, change := range []func() error{
-		func() error { return other.ActivatePolicy(ctx, "image", []int64{2}, false, "eve", Start) },
+		func() error { return activate(t, other, "image", []int64{2}, false) },
 		func() error {
 			return other.UpdateDevice(ctx, "a", store.Change{Policies: &[]string{}}, "eve", Start)
 		},
-		func() error { return other.ActivatePolicy(ctx, "image", nil, false, "eve", Start) },
+		func() error { return activate(t, other, "image", nil, false) },
 	} {
 		st := state(t, s, "a", Start)
 		must(t, change())

@@ -188,7 +188,7 @@ func testRelease(t *testing.T, url string) {
 		"policy": func() {
 			_, err := s.PutPolicy(ctx, "p", 0, "manifest", fmt.Appendf(nil, "body %d", count()), "eve", Start)
 			must(t, err)
-			must(t, s.ActivatePolicy(ctx, "p", []int64{1}, true, "eve", Start))
+			must(t, activate(t, s, "p", []int64{1}, true))
 		},
 		"unassigned": func() {
 			must(t, s.AssignSecret(ctx, "web", store.Grant{}, store.Grant{Groups: []string{"edge"}}, "eve", Start))
