@@ -79,9 +79,10 @@ func (s *Server) identify(c *call) (caller, error) {
 	if c.TLS == nil || len(c.TLS.PeerCertificates) == 0 || s.operators == nil && s.tenants == nil {
 		return caller{}, errNoCredentials
 	}
-	who, err := s.certified(c.TLS.PeerCertificates, c.now)
-	if err != nil && s.isTenant(c.TLS.PeerCertificates, c.now) {
-		return caller{role: Tenant, name: tenantPrefix + printable(c.TLS.PeerCertificates[0].Subject.CommonName)}, nil
+	chain := c.TLS.PeerCertificates
+	who, err := s.certified(chain, c.now)
+	if err != nil && issuedBy(s.tenants, chain, c.now) { // it names no role: Keylime's own do not
+		return caller{role: Tenant, name: tenantPrefix + printable(chain[0].Subject.CommonName)}, nil
 	}
 	return who, err
 }
@@ -120,15 +121,9 @@ func operatorOf(role, name string) (caller, error) {
 // issued it is looked at here, so that an agent may show a certificate that nobody asked for.
 func (s *Server) certified(chain []*x509.Certificate, now time.Time) (caller, error) {
 	if s.operators == nil {
-		return caller{}, errNoCredentials // an empty pool would stand for that of the system
+		return caller{}, errNoCredentials
 	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: s.operators, Intermediates: between, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	if err != nil {
+	if !issuedBy(s.operators, chain, now) {
 		return caller{}, fail(http.StatusUnauthorized, "certificate", "the client certificate is not valid here")
 	}
 	subject := chain[0].Subject
@@ -136,6 +131,20 @@ func (s *Server) certified(chain []*x509.Certificate, now time.Time) (caller, er
 		return caller{}, fail(http.StatusForbidden, "role", "the certificate's organizational unit names no role: operator or admin")
 	}
 	return operatorOf(subject.OrganizationalUnit[0], "certificate:"+printable(subject.CommonName))
+}
+
+// issuedBy says whether a client certificate leads to one of roots, if there are any.
+func issuedBy(roots *x509.CertPool, chain []*x509.Certificate, now time.Time) bool {
+	if roots == nil {
+		return false // Verify would take those of the system
+	}
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err == nil
 }
 
 // printable cuts what comes from a name down to what is good in logs and events.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,15 +59,25 @@ func (e *endpoint) serve(c *call) (err error) {
 			if p == http.ErrAbortHandler {
 				panic(p)
 			}
-			e.s.metrics.panics.Add(1)
-			e.s.Log.Error("panic", "path", e.path, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			e.s.panicked(p, "panic", "path", e.path)
 			err = fail(http.StatusInternalServerError, "internal", "internal error")
 		}
 	}()
 	if err := e.s.admit(c, e.roles); err != nil {
 		return err
 	}
+	if slices.Contains(e.roles, Tenant) {
+		if err := c.checkTenantPath(); err != nil {
+			return err
+		}
+	}
 	return e.handle(e.s, c)
+}
+
+// panicked counts and logs what recover returned.
+func (s *Server) panicked(p any, text string, args ...any) {
+	s.metrics.panics.Add(1)
+	s.Log.Error(text, append(args, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))...)
 }
 
 // recorder remembers the status, for logs and metrics.
@@ -238,7 +249,12 @@ func (c *call) decode(v any) error {
 	if t := c.Header.Get("Content-Type"); t != "" && !strings.HasPrefix(t, contentJSON) {
 		return fail(http.StatusUnsupportedMediaType, "media_type", "send %s", contentJSON)
 	}
-	d := json.NewDecoder(http.MaxBytesReader(c.w, c.Body, maxRequest))
+	return c.decodeUpTo(maxRequest, v)
+}
+
+// decodeUpTo reads one JSON object of at most so many bytes into v.
+func (c *call) decodeUpTo(most int64, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(c.w, c.Body, most))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		var large *http.MaxBytesError

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -138,8 +137,7 @@ type judgement struct {
 func (s *Server) weigh(ctx context.Context, st *store.State, b *evidence.Bundle) (j judgement) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.metrics.panics.Add(1)
-			s.Log.Error("panic while judging", "device", st.Device, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			s.panicked(p, "panic while judging", "device", st.Device)
 			j = unjudged(j, st, codeInternal, adviceInternal)
 		}
 	}()

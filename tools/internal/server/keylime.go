@@ -2,9 +2,7 @@ package server
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -24,21 +22,6 @@ const Tenant Role = "tenant"
 // tenantPrefix is before the name of a tenant in events.
 const tenantPrefix = "tenant:"
 
-// isTenant says whether a client certificate is one of the tenants'. That it names no role
-// is of no importance: Keylime's own do not.
-func (s *Server) isTenant(chain []*x509.Certificate, now time.Time) bool {
-	if s.tenants == nil {
-		return false
-	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: s.tenants, Intermediates: between, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	return err == nil
-}
-
 // tenant answers as Keylime's servers of version 2 do.
 func (c *call) tenant(status int, results any) error {
 	text := "Success"
@@ -48,8 +31,8 @@ func (c *call) tenant(status int, results any) error {
 	return c.json(status, map[string]any{"code": status, "status": text, "results": results})
 }
 
-// tenantCall checks the version and the id or name of a path.
-func (c *call) tenantCall() error {
+// checkTenantPath checks the version and the id or name in the path of a tenant's route.
+func (c *call) checkTenantPath() error {
 	if err := c.version("2"); err != nil {
 		return err
 	}
@@ -84,9 +67,6 @@ func pages(list func(after string, limit int) ([]string, error), f func(id strin
 
 // tenantRegistered lists the devices that the registrar activated: GET agents/.
 func (s *Server) tenantRegistered(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	uuids := []string{}
 	err := pages(func(after string, limit int) ([]string, error) {
 		devices, err := s.Store.Devices(c.Context(), store.Filter{State: store.Active}, after, limit, c.now)
@@ -102,33 +82,38 @@ func (s *Server) tenantRegistered(c *call) error {
 	return c.tenant(http.StatusOK, map[string]any{"uuids": uuids})
 }
 
+// enrolled is the device of the path, which the registrar activated.
+func (s *Server) enrolled(c *call) (store.Device, error) {
+	d, err := s.Store.Device(c.Context(), c.PathValue("id"), c.now)
+	if err == nil && d.State != store.Active {
+		err = fmt.Errorf("agent %s has not enrolled: %w", d.ID, store.ErrNotFound)
+	}
+	return d, err
+}
+
+// orNull is null in JSON for what Keylime has no value of.
+func orNull[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
+	}
+	return v
+}
+
 // tenantIdentity shows the keys of a device, as the registrar of Keylime does.
 func (s *Server) tenantIdentity(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
-	d, err := s.Store.Device(c.Context(), c.PathValue("id"), c.now)
+	d, err := s.enrolled(c)
 	if err != nil {
 		return err
 	}
-	if d.State != store.Active {
-		return store.ErrNotFound
-	}
-	var cert, ekcert, ip, port any
+	var cert, ekcert string
 	if len(d.TLSCert) > 0 {
 		cert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: d.TLSCert}))
 	}
 	if ders, err := evidence.CutCertificates(d.EKCerts); err == nil && len(ders) > 0 {
 		ekcert = base64.StdEncoding.EncodeToString(ders[0])
 	}
-	if d.IP != "" {
-		ip = d.IP
-	}
-	if d.Port != 0 {
-		port = d.Port
-	}
-	return c.tenant(http.StatusOK, map[string]any{"agent_id": d.ID, "aik_tpm": d.AK.Public, "ek_tpm": d.EK.Public, "ekcert": ekcert,
-		"mtls_cert": cert, "ip": ip, "port": port, "regcount": d.RegCount})
+	return c.tenant(http.StatusOK, map[string]any{"agent_id": d.ID, "aik_tpm": d.AK.Public, "ek_tpm": d.EK.Public, "ekcert": orNull(ekcert),
+		"mtls_cert": orNull(cert), "ip": orNull(d.IP), "port": orNull(d.Port), "regcount": d.RegCount})
 }
 
 // tenantForget deletes a device from the registrar. Keylime's goes on attesting one that it
@@ -136,17 +121,11 @@ func (s *Server) tenantIdentity(c *call) error {
 // operator expects is not there for a tenant, and one that an operator stopped stays:
 // forgotten, either could enrol anew as if nobody had said anything of it.
 func (s *Server) tenantForget(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
-	id := c.PathValue("id")
-	d, err := s.Store.Device(c.Context(), id, c.now)
+	d, err := s.enrolled(c)
 	if err != nil {
 		return err
 	}
-	if d.State != store.Active {
-		return store.ErrNotFound
-	}
+	id := d.ID
 	_, _, err = s.onVerifier(c, id)
 	switch {
 	case err == nil:
@@ -190,9 +169,6 @@ func (s *Server) onVerifier(c *call, id string) (store.Device, *store.TenantAgen
 
 // tenantList lists the devices that are judged, with bulk their status too: GET agents/.
 func (s *Server) tenantList(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	q := c.URL.Query()
 	ids, status := [][]string{}, map[string]any{}
 	bulk := q.Has("bulk")
@@ -226,9 +202,6 @@ func (s *Server) tenantList(c *call) error {
 }
 
 func (s *Server) tenantStatus(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	d, a, err := s.onVerifier(c, c.PathValue("id"))
 	if err != nil {
 		return err
@@ -244,9 +217,6 @@ func (s *Server) tenantStatus(c *call) error {
 // operators judge by manifests or rules is not for a tenant to take away, and to add anew
 // with a policy of its own.
 func (s *Server) tenantRemove(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	id := c.PathValue("id")
 	d, a, err := s.onVerifier(c, id)
 	if err != nil {
@@ -271,9 +241,6 @@ func (s *Server) tenantReactivate(c *call) error { return s.tenantAttest(c, true
 func (s *Server) tenantStop(c *call) error       { return s.tenantAttest(c, false) }
 
 func (s *Server) tenantAttest(c *call, attest bool) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	id := c.PathValue("id")
 	if _, _, err := s.onVerifier(c, id); err != nil {
 		return err
@@ -304,19 +271,7 @@ const verifierID = "default"
 // known here could not be honoured.
 func (c *call) decodeTenant(v any) error {
 	_ = http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(bodyTime))
-	d := json.NewDecoder(http.MaxBytesReader(c.w, c.Body, store.MaxBody*3/2)) // base64 of a policy
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			return err
-		}
-		return fail(http.StatusBadRequest, "malformed", "read body: %v", err)
-	}
-	if d.More() {
-		return fail(http.StatusBadRequest, "malformed", "read body: something follows the object")
-	}
-	return nil
+	return c.decodeUpTo(store.MaxBody*3/2, v) // base64 of a policy
 }
 
 // sameKeys compares what a tenant says of a device with what the registrar proved.

@@ -58,21 +58,15 @@ type tenantSettings struct {
 
 // tenantAddAgent puts an enrolled device under judgement: POST agents/ID at the verifier.
 func (s *Server) tenantAddAgent(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	var m tenantAdd
 	if err := c.decodeTenant(&m); err != nil {
 		return err
 	}
-	id := c.PathValue("id")
-	d, err := s.Store.Device(c.Context(), id, c.now)
+	d, err := s.enrolled(c)
 	if err != nil {
 		return err
 	}
-	if d.State != store.Active {
-		return fmt.Errorf("agent %s has not enrolled: %w", id, store.ErrNotFound)
-	}
+	id := d.ID
 	if _, _, err := s.onVerifier(c, id); !errors.Is(err, store.ErrNotFound) {
 		if err != nil {
 			return err
@@ -102,14 +96,11 @@ func (s *Server) tenantAddAgent(c *call) error {
 
 // check refuses what cannot be honoured.
 func (m *tenantAdd) check(d store.Device) (*tenantSettings, error) {
-	bad := func(format string, args ...any) (*tenantSettings, error) {
-		return nil, fail(http.StatusBadRequest, "unsupported", format, args...)
-	}
 	if err := m.sameKeys(d); err != nil {
 		return nil, err
 	}
 	if m.Keys != nil && *m.Keys != "" {
-		return bad("ima_sign_verification_keys is no longer supported: put the keys into the runtime policy (keylime-policy create runtime --add-ima-signature-verification-key)")
+		return nil, fail(http.StatusBadRequest, "unsupported", "ima_sign_verification_keys is no longer supported: put the keys into the runtime policy (keylime-policy create runtime --add-ima-signature-verification-key)")
 	}
 	t := &tenantSettings{TPM: m.TPM, Metadata: m.Metadata, Hashes: m.Hashes, Encryptions: m.Encryptions, Signings: m.Signings}
 	if err := t.contact(m.IP, m.Port); err != nil {
@@ -331,12 +322,14 @@ func (s *Server) bootFor(c *call, m *tenantAdd, change *store.TenantChange) ([]b
 	}
 	if a.MBPolicy == "" {
 		a.MBPolicy = a.Device
-		old, err := s.Store.MBPolicy(c.Context(), a.Device)
-		if err == nil && bytes.Equal(old, body) {
+		switch old, err := s.Store.MBPolicy(c.Context(), a.Device); {
+		case errors.Is(err, store.ErrNotFound):
+		case err != nil:
+			return nil, err
+		case bytes.Equal(old, body):
 			return body, nil
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return nil, errors.Join(err, fail(http.StatusConflict, "exists", "there is a measured boot policy %s: give the new one a name", a.Device))
+		default:
+			return nil, fail(http.StatusConflict, "exists", "there is a measured boot policy %s: give the new one a name", a.Device)
 		}
 	}
 	change.MB = &store.TenantMB{Name: a.MBPolicy, Body: body, New: true}

@@ -37,9 +37,6 @@ type allowlist struct {
 
 // tenantPolicies lists the names of runtime policies, those of operators among them.
 func (s *Server) tenantPolicies(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	all, err := s.Store.Policies(c.Context(), "")
 	if err != nil {
 		return err
@@ -54,9 +51,6 @@ func (s *Server) tenantPolicies(c *call) error {
 }
 
 func (s *Server) tenantShowPolicy(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	name := c.PathValue("name")
 	docs, err := s.activeBodies(c.Context(), name)
 	if err != nil {
@@ -69,20 +63,13 @@ func (s *Server) tenantShowPolicy(c *call) error {
 	if len(newest.Runtime) == 0 {
 		return fail(http.StatusNotFound, "not_found", "policy %s is of manifests and has no runtime policy: see it with attest fleet policy", name)
 	}
-	var tpm any
-	if len(newest.TPM) > 0 {
-		tpm = string(newest.TPM)
-	}
-	return c.tenant(http.StatusOK, map[string]any{"name": name, "tpm_policy": tpm, "runtime_policy": string(newest.Runtime)})
+	return c.tenant(http.StatusOK, map[string]any{"name": name, "tpm_policy": orNull(string(newest.TPM)), "runtime_policy": string(newest.Runtime)})
 }
 
 func (s *Server) tenantAddPolicy(c *call) error    { return s.tenantPutPolicy(c, true) }
 func (s *Server) tenantUpdatePolicy(c *call) error { return s.tenantPutPolicy(c, false) }
 
 func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	var m allowlist
 	if err := c.decodeTenant(&m); err != nil {
 		return err
@@ -161,9 +148,6 @@ func (s *Server) notRuled(c *call, name string) error {
 }
 
 func (s *Server) tenantDeletePolicy(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	if err := s.plainRuntime(c, c.PathValue("name")); err != nil {
 		return err
 	}
@@ -377,9 +361,6 @@ type mbPolicy struct {
 }
 
 func (s *Server) tenantMBPolicies(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	names, err := s.Store.MBPolicies(c.Context())
 	if err != nil {
 		return err
@@ -388,9 +369,6 @@ func (s *Server) tenantMBPolicies(c *call) error {
 }
 
 func (s *Server) tenantShowMBPolicy(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	body, err := s.Store.MBPolicy(c.Context(), c.PathValue("name"))
 	if err != nil {
 		return err
@@ -402,9 +380,6 @@ func (s *Server) tenantAddMBPolicy(c *call) error    { return s.tenantPutMBPolic
 func (s *Server) tenantUpdateMBPolicy(c *call) error { return s.tenantPutMBPolicy(c, false) }
 
 func (s *Server) tenantPutMBPolicy(c *call, fresh bool) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	var m mbPolicy
 	if err := c.decodeTenant(&m); err != nil {
 		return err
@@ -443,9 +418,6 @@ func (s *Server) tenantPutMBPolicy(c *call, fresh bool) error {
 }
 
 func (s *Server) tenantDeleteMBPolicy(c *call) error {
-	if err := c.tenantCall(); err != nil {
-		return err
-	}
 	if err := s.Store.DeleteMBPolicy(c.Context(), c.PathValue("name"), c.who.name, c.now); err != nil {
 		return err
 	}

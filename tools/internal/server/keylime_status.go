@@ -62,19 +62,13 @@ func (s *Server) tenantStatusOf(c *call, d store.Device, a *store.TenantAgent) (
 	if err != nil {
 		return nil, err
 	}
-	var severity, event, ip, port any
+	var severity, event any
 	if status == "FAIL" && d.Attest {
 		severity, event = severityEmergency, eventID(d.Verdict)
 	}
-	if t.IP != "" {
-		ip = t.IP
-	}
-	if t.Port != 0 {
-		port = t.Port
-	}
 	host, at := c.address()
 	return map[string]any{
-		"operational_state": state, "v": nil, "ip": ip, "port": port, "tpm_policy": t.TPM, "meta_data": t.Metadata,
+		"operational_state": state, "v": nil, "ip": orNull(t.IP), "port": orNull(t.Port), "tpm_policy": t.TPM, "meta_data": t.Metadata,
 		"has_mb_refstate": mb, "has_runtime_policy": min(len(d.Policies), 1),
 		"accept_tpm_hash_algs": t.Hashes, "accept_tpm_encryption_algs": t.Encryptions, "accept_tpm_signing_algs": t.Signings,
 		"hash_alg": hash, "enc_alg": enc[0], "sign_alg": sign,

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -135,6 +134,11 @@ func cut(text string) string {
 	return strings.ToValidUTF8(text[:maxNoticeText], "") + "..."
 }
 
+// reasonOf is an error as the database takes it, where it may quote what a stranger sent.
+func reasonOf(err error) string {
+	return cut(strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\x00", ""), ""))
+}
+
 // noticeOf makes the notice that a job is about.
 func (s *Server) noticeOf(ctx context.Context, j store.Job) (*notice.Event, error) {
 	a, err := s.Store.Alarm(ctx, j.Event)
@@ -218,8 +222,7 @@ func (s *Server) deliverOne(ctx context.Context, x sender, j store.Job) (err err
 func (s *Server) send(ctx context.Context, x sender, j store.Job) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.metrics.panics.Add(1)
-			s.Log.Error("panic while sending", "target", j.Target, "event", j.Event, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			s.panicked(p, "panic while sending", "target", j.Target, "event", j.Event)
 			err = errors.New("the verifier failed while sending; its log says more")
 		}
 	}()
@@ -248,7 +251,7 @@ func (s *Server) postpone(ctx context.Context, x sender, j store.Job, failed err
 		result, level = "dead", s.Log.Error
 	}
 	s.metrics.sent(x.target, result)
-	reason := cut(strings.ToValidUTF8(strings.ReplaceAll(failed.Error(), "\x00", ""), ""))
+	reason := reasonOf(failed)
 	level("notice not delivered", "target", j.Target, "event", j.Event, "attempt", j.Attempts, "result", result, "next", at, "error", reason)
 	return s.Store.Retry(ctx, j, reason, at)
 }

@@ -88,7 +88,8 @@ func (w *webhook) send(ctx context.Context, j store.Job) error {
 	return u
 }
 
-// withoutURL is the error of a request without the address, which may hold a secret.
+// withoutURL is the error of a request without the address: that of a webhook may hold a
+// secret.
 func withoutURL(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {

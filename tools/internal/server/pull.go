@@ -10,9 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
-	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -126,7 +124,7 @@ func (s *Server) poll(ctx context.Context, claim store.PullClaim) {
 			level = s.Log.Warn
 		}
 		level("poll failed", "device", claim.Device, "failures", claim.Failures+1, "error", err)
-		r.Error = cut(strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\x00", ""), ""))
+		r.Error = reasonOf(err)
 	}
 	if ctx.Err() != nil {
 		r.Next = s.Now() // the server is stopped: that was no fault of the agent's
@@ -152,8 +150,7 @@ func (s *Server) pollAgain(failures int64) time.Duration {
 func (s *Server) pollOnce(ctx context.Context, claim store.PullClaim) (r store.PullResult, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.metrics.panics.Add(1)
-			s.Log.Error("panic while polling", "device", claim.Device, "panic", fmt.Sprintf("%.200v", p), "stack", string(debug.Stack()))
+			s.panicked(p, "panic while polling", "device", claim.Device)
 			err = errors.New("the verifier failed while polling; its log says more")
 		}
 	}()

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -88,11 +87,7 @@ func (a *pullAgent) do(ctx context.Context, method, path string, body []byte, re
 	res, err := a.http.Do(r)
 	path, _, _ = strings.Cut(path, "?")
 	if err != nil {
-		var at *url.Error // says the whole address again
-		if errors.As(err, &at) {
-			err = at.Err
-		}
-		return fmt.Errorf("%s %s%s: %w", method, a.base, path, err)
+		return fmt.Errorf("%s %s%s: %w", method, a.base, path, withoutURL(err))
 	}
 	defer func() { err = errors.Join(err, res.Body.Close()) }()
 	if res.StatusCode != http.StatusOK {
