@@ -101,7 +101,6 @@ type importLeft struct {
 // importer brings a snapshot to a verifier.
 type importer struct {
 	*importFlags
-	ctx    context.Context
 	client *fleetClient
 	have   *keylimedb.Snapshot
 	report importReport
@@ -118,9 +117,9 @@ func (f *importFlags) run(c *cobra.Command, o *fleetFlags) error {
 		return err
 	}
 	defer client.close()
-	i := &importer{importFlags: f, ctx: c.Context(), client: client, have: have, usable: map[string]bool{},
+	i := &importer{importFlags: f, client: client, have: have, usable: map[string]bool{},
 		report: importReport{Schema: "attest.fleet.import/v1", DryRun: f.dryRun, Left: []importLeft{}, Notes: append([]string{}, have.Notes...)}}
-	failed := i.all() // what was done before is reported all the same
+	failed := i.all(c.Context()) // what was done before is reported all the same
 	if err := i.report.print(c.OutOrStdout(), f.json); err != nil || failed != nil {
 		return errors.Join(failed, err)
 	}
@@ -152,22 +151,30 @@ func (f *importFlags) read(ctx context.Context, stdin io.Reader) (*keylimedb.Sna
 
 // all goes from what others need to what needs others. An error ends it: of the connection,
 // or of who we are.
-func (i *importer) all() error {
+func (i *importer) all(ctx context.Context) error {
 	for _, p := range i.have.Runtime {
-		if err := i.runtime(p); err != nil {
+		there, why := i.runtime(ctx, p)
+		taken, err := i.count(&i.report.Policies, "runtime policy", p.Name, there, why)
+		if err != nil {
 			return err
 		}
+		i.usable["runtime "+p.Name] = taken
 	}
 	for _, p := range i.have.MB {
-		if err := i.boot(p); err != nil {
+		there, why := i.boot(ctx, p)
+		taken, err := i.count(&i.report.Policies, "measured boot policy", p.Name, there, why)
+		if err != nil {
 			return err
 		}
+		i.usable["mb "+p.Name] = taken
 	}
 	for n := range i.have.Agents {
 		a := &i.have.Agents[n]
-		taken, err := i.device(a)
+		there, why := i.device(ctx, a)
+		taken, err := i.count(&i.report.Devices, "device", a.ID, there, why)
 		if err == nil && taken && a.Verified {
-			err = i.assign(a)
+			there, why = i.assign(ctx, a)
+			_, err = i.count(&i.report.Assigned, "assignment", a.ID, there, why)
 		}
 		if err != nil {
 			return err
@@ -176,16 +183,28 @@ func (i *importer) all() error {
 	return nil
 }
 
-// leave notes what was not taken, if the reason is its own, and else returns it.
-func (i *importer) leave(counts *importCounts, what, name string, why error) error {
+// count notes what became of one thing: it is there already, it was added, or it was not
+// taken, for the reason why. A reason that is not its own is returned.
+func (i *importer) count(counts *importCounts, what, name string, there bool, why error) (taken bool, err error) {
 	var refused *refusedError
 	var own *ownFault
-	if !errors.As(why, &own) && (!errors.As(why, &refused) || refused.status >= 500 || errors.Is(why, errRole) || errors.Is(why, errRefusedWho)) {
-		return why
+	switch {
+	case why == nil && there:
+		counts.There++
+	case why == nil:
+		counts.Added++
+	case !errors.As(why, &own) && (!errors.As(why, &refused) || refused.status >= 500 || errors.Is(why, errRole) || errors.Is(why, errRefusedWho)):
+		return false, why
+	default:
+		counts.Left++
+		i.report.Left = append(i.report.Left, importLeft{what, name, strings.TrimPrefix(why.Error(), "the verifier refuses: ")})
 	}
-	counts.Left++
-	i.report.Left = append(i.report.Left, importLeft{what, name, strings.TrimPrefix(why.Error(), "the verifier refuses: ")})
-	return nil
+	return why == nil, nil
+}
+
+// note adds a remark that is no reason to leave anything out.
+func (i *importer) note(format string, args ...any) {
+	i.report.Notes = append(i.report.Notes, fmt.Sprintf(format, args...))
 }
 
 // ownFault is a reason that lies in what is imported.
@@ -203,41 +222,35 @@ func nameFault(name string) error {
 }
 
 // runtime puts a runtime policy, and makes it active. One of the name that is there stays.
-func (i *importer) runtime(p keylimedb.Policy) error {
-	counts := &i.report.Policies
+func (i *importer) runtime(ctx context.Context, p keylimedb.Policy) (there bool, err error) {
 	if err := nameFault(p.Name); err != nil {
-		return i.leave(counts, "runtime policy", p.Name, err)
+		return false, err
 	}
 	if p.TPM != "" && p.TPM != "{}" {
-		i.report.Notes = append(i.report.Notes, fmt.Sprintf("runtime policy %s: Keylime enforces no tpm_policy beside it, and it was not taken", showText(p.Name)))
+		i.note("runtime policy %s: Keylime enforces no tpm_policy beside it, and it was not taken", showText(p.Name))
 	}
-	var there fleetPolicies
-	err := i.client.get(i.ctx, apiPath("policies", p.Name), nil, &there)
+	var have fleetPolicies
+	err = i.client.get(ctx, apiPath("policies", p.Name), nil, &have)
 	if err == nil {
 		sum := sha256.Sum256([]byte(p.Text))
-		if !slices.ContainsFunc(there.Policies, func(v fleetPolicy) bool { return v.Digest == hex.EncodeToString(sum[:]) }) {
-			i.report.Notes = append(i.report.Notes, fmt.Sprintf("runtime policy %s: the verifier has another one of this name, which stays", showText(p.Name)))
+		if !slices.ContainsFunc(have.Policies, func(v fleetPolicy) bool { return v.Digest == hex.EncodeToString(sum[:]) }) {
+			i.note("runtime policy %s: the verifier has another one of this name, which stays", showText(p.Name))
 		}
-		counts.There++
-		i.usable["runtime "+p.Name] = true
-		return nil
+		return true, nil
 	}
 	if !errors.Is(err, errNoDevice) {
-		return i.leave(counts, "runtime policy", p.Name, err)
+		return false, err
 	}
 	if !i.dryRun {
-		_, err = i.client.do(i.ctx, http.MethodPost, apiPath("policies", p.Name)+"?activate=true", []byte(p.Text))
-	} else if err = nil; !appraise.IsEnvelope([]byte(p.Text)) { // who signed it the verifier will say
-		if _, bad := appraise.Compile(appraise.Rules{}, appraise.Release{Name: "import", Keylime: []byte(p.Text)}); bad != nil {
-			err = &ownFault{bad.Error()}
+		_, err = i.client.do(ctx, http.MethodPost, apiPath("policies", p.Name)+"?activate=true", []byte(p.Text))
+		return false, err
+	}
+	if !appraise.IsEnvelope([]byte(p.Text)) { // who signed it the verifier will say
+		if _, err := appraise.Compile(appraise.Rules{}, appraise.Release{Name: "import", Keylime: []byte(p.Text)}); err != nil {
+			return false, &ownFault{err.Error()}
 		}
 	}
-	if err != nil {
-		return i.leave(counts, "runtime policy", p.Name, err)
-	}
-	counts.Added++
-	i.usable["runtime "+p.Name] = true
-	return nil
+	return false, nil
 }
 
 // keylime is the same verifier at its API of Keylime's shape.
@@ -247,49 +260,43 @@ func (i *importer) keylime() *fleetClient {
 	return &c
 }
 
-// boot puts a measured boot policy.
-func (i *importer) boot(p keylimedb.Policy) error {
-	counts, path := &i.report.Policies, apiPath("mbpolicies", p.Name)
-	if err := nameFault(p.Name); err != nil {
-		return i.leave(counts, "measured boot policy", p.Name, err)
-	}
-	_, err := i.keylime().do(i.ctx, http.MethodGet, path, nil)
+// onVerifier says whether there is something at a path of that API.
+func (i *importer) onVerifier(ctx context.Context, path string) (bool, error) {
+	_, err := i.keylime().do(ctx, http.MethodGet, path, nil)
 	var refused *refusedError
-	switch {
-	case err == nil: // one of the name that is there stays
-		counts.There++
-		i.usable["mb "+p.Name] = true
-		return nil
-	case !errors.As(err, &refused) || refused.status != http.StatusNotFound:
-		return i.leave(counts, "measured boot policy", p.Name, err)
-	case i.dryRun:
-		if err = nil; appraise.CheckRefstate([]byte(p.Text)) != nil {
-			err = &ownFault{appraise.CheckRefstate([]byte(p.Text)).Error()}
-		}
-	default:
-		err = i.keylime().send(i.ctx, http.MethodPost, path, map[string]string{"mb_policy": p.Text}, nil)
+	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
+		return false, nil
 	}
-	if err != nil {
-		return i.leave(counts, "measured boot policy", p.Name, err)
+	return err == nil, err
+}
+
+// boot puts a measured boot policy. One of the name that is there stays.
+func (i *importer) boot(ctx context.Context, p keylimedb.Policy) (there bool, err error) {
+	if err := nameFault(p.Name); err != nil {
+		return false, err
 	}
-	counts.Added++
-	i.usable["mb "+p.Name] = true
-	return nil
+	path := apiPath("mbpolicies", p.Name)
+	if there, err := i.onVerifier(ctx, path); there || err != nil {
+		return there, err
+	}
+	if !i.dryRun {
+		return false, i.keylime().send(ctx, http.MethodPost, path, map[string]string{"mb_policy": p.Text}, nil)
+	}
+	if err := appraise.CheckRefstate([]byte(p.Text)); err != nil {
+		return false, &ownFault{err.Error()}
+	}
+	return false, nil
 }
 
 // device enrols a device with the keys that Keylime's registrar proved.
-func (i *importer) device(a *keylimedb.Agent) (taken bool, err error) {
-	counts := &i.report.Devices
+func (i *importer) device(ctx context.Context, a *keylimedb.Agent) (there bool, err error) {
 	switch {
 	case evidence.CheckID(a.ID) != nil:
-		err = &ownFault{"this is no id of a device here: 1 to 80 letters, digits, points, dashes or underscores"}
+		return false, &ownFault{"this is no id of a device here: 1 to 80 letters, digits, points, dashes or underscores"}
 	case a.AK == "" || a.EK == "":
-		err = &ownFault{"its keys are not known: give the registrar's database or answer too"}
+		return false, &ownFault{"its keys are not known: give the registrar's database or answer too"}
 	case !a.Active:
-		err = &ownFault{"Keylime's registrar has not activated it: it has to enrol"}
-	}
-	if err != nil {
-		return false, i.leave(counts, "device", a.ID, err)
+		return false, &ownFault{"Keylime's registrar has not activated it: it has to enrol"}
 	}
 	body := map[string]any{"source": "Keylime", "aik_tpm": a.AK, "ek_tpm": a.EK, "group": i.group, "dry_run": i.dryRun}
 	for name, text := range map[string]string{"ekcert": a.EKCert, "ip": a.IP, "mtls_cert": a.TLSCert} {
@@ -303,39 +310,30 @@ func (i *importer) device(a *keylimedb.Agent) (taken bool, err error) {
 	var answer struct {
 		Added bool `json:"added"`
 	}
-	if err := i.client.send(i.ctx, http.MethodPost, apiPath("devices", a.ID, "import"), body, &answer); err != nil {
-		return false, i.leave(counts, "device", a.ID, err)
-	}
-	if answer.Added {
-		counts.Added++
-	} else {
-		counts.There++
-	}
-	return true, nil
+	err = i.client.send(ctx, http.MethodPost, apiPath("devices", a.ID, "import"), body, &answer)
+	return !answer.Added, err
 }
 
 // assign puts a device under judgement, as keylime_tenant -c add does.
-func (i *importer) assign(a *keylimedb.Agent) error {
-	counts := &i.report.Assigned
-	if there, err := i.assigned(a.ID); there || err != nil {
-		counts.There++
-		return err
+func (i *importer) assign(ctx context.Context, a *keylimedb.Agent) (there bool, err error) {
+	path := apiPath("agents", a.ID)
+	if there, err := i.onVerifier(ctx, path); there || err != nil {
+		return there, err
 	}
 	runtime := a.Runtime
 	if runtime == "" {
 		runtime = i.policy
 	} else if !i.usable["runtime "+runtime] {
-		return i.leave(counts, "assignment", a.ID, &ownFault{"its runtime policy " + runtime + " was not taken"})
+		return false, &ownFault{"its runtime policy " + runtime + " was not taken"}
 	}
 	if a.MB != "" && !i.usable["mb "+a.MB] {
-		return i.leave(counts, "assignment", a.ID, &ownFault{"its measured boot policy " + a.MB + " was not taken"})
+		return false, &ownFault{"its measured boot policy " + a.MB + " was not taken"}
 	}
 	if runtime == "" {
-		i.report.Notes = append(i.report.Notes, fmt.Sprintf("device %s: it has no runtime policy, and is watched and never trusted", showText(a.ID)))
+		i.note("device %s: it has no runtime policy, and is watched and never trusted", showText(a.ID))
 	}
 	if i.dryRun {
-		counts.Added++
-		return nil
+		return false, nil
 	}
 	body := map[string]any{"ak_tpm": a.AK, "tpm_policy": a.TPM, "metadata": a.Metadata, "runtime_policy_name": runtime, "mb_policy_name": a.MB,
 		"accept_tpm_hash_algs":       otherwise(a.Hashes, "sha256", "sha384", "sha512"),
@@ -346,21 +344,7 @@ func (i *importer) assign(a *keylimedb.Agent) error {
 	if a.TLSCert != "" {
 		body["mtls_cert"] = a.TLSCert
 	}
-	if err := i.keylime().send(i.ctx, http.MethodPost, apiPath("agents", a.ID), body, nil); err != nil {
-		return i.leave(counts, "assignment", a.ID, err)
-	}
-	counts.Added++
-	return nil
-}
-
-// assigned says whether the verifier judges a device already.
-func (i *importer) assigned(id string) (bool, error) {
-	_, err := i.keylime().do(i.ctx, http.MethodGet, apiPath("agents", id), nil)
-	var refused *refusedError
-	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
-		return false, nil
-	}
-	return err == nil, err
+	return false, i.keylime().send(ctx, http.MethodPost, path, body, nil)
 }
 
 func otherwise(list []string, all ...string) []string {

@@ -18,11 +18,11 @@ import (
 // bound to it, and good for nothing but TPM2_ECDH_ZGen.
 const secretAttributes = attrFixedTPM | attrFixedParent | attrSensitiveDataOrigin | attrUserWithAuth | attrNoDA | attrDecrypt
 
-// MaxSecret is the size in bytes of a secret that is not encrypted; MaxSealed of one that is:
+// maxSecret is the size in bytes of a secret that is not encrypted; MaxSealed of one that is:
 // the sender's point and a tag come to it.
 const (
-	MaxSecret = 1 << 20
-	MaxSealed = MaxSecret + 65 + 16
+	maxSecret = 1 << 20
+	MaxSealed = maxSecret + 65 + 16
 	maxPage   = 2 << 20 // of JSON with secrets: one of MaxSealed in base64 fits
 )
 
@@ -159,8 +159,8 @@ func (c *SecretContext) info(key []byte) []byte {
 // HKDF-SHA256), HKDF-SHA256 and AES-256-GCM. The result is the encapsulated key with the
 // ciphertext after it.
 func (k *SecretKey) Seal(c SecretContext, plaintext []byte) ([]byte, error) {
-	if len(plaintext) > MaxSecret {
-		return nil, fmt.Errorf("encrypt secret: more than %d bytes", MaxSecret)
+	if len(plaintext) > maxSecret {
+		return nil, fmt.Errorf("encrypt secret: more than %d bytes", maxSecret)
 	}
 	key, err := hpke.NewDHKEMPublicKey(k.key)
 	if err != nil {

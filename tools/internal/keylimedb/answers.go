@@ -23,7 +23,7 @@ import (
 func ReadAnswers(files ...io.Reader) (*Snapshot, error) {
 	s := newSnapshot()
 	for i, r := range files {
-		limited := &io.LimitedReader{R: r, N: MaxTotal + 1}
+		limited := &io.LimitedReader{R: r, N: maxTotal + 1}
 		d := json.NewDecoder(limited)
 		for n := 1; ; n++ {
 			var answer struct {
@@ -34,7 +34,7 @@ func ReadAnswers(files ...io.Reader) (*Snapshot, error) {
 				break
 			}
 			if limited.N <= 0 {
-				err = fmt.Errorf("more than %d bytes", MaxTotal)
+				err = fmt.Errorf("more than %d bytes", maxTotal)
 			}
 			if err == nil {
 				err = s.answer(answer.Results)

@@ -19,8 +19,7 @@ const maxTime = 10 * time.Minute
 // maxFile bounds a database file, in bytes.
 const maxFile = 8 << 30
 
-// ErrNoTables means that a database has none of Keylime's tables.
-var ErrNoTables = errors.New("no table of Keylime's registrar or verifier")
+var errNoTables = errors.New("no table of Keylime's registrar or verifier")
 
 // ErrNoDrivers means that the program was built with the tag nodatabases.
 var ErrNoDrivers = errors.New("this program was built without databases")
@@ -66,7 +65,7 @@ func (s *Snapshot) read(ctx context.Context, at string) (err error) {
 		}
 	}
 	if !found {
-		return ErrNoTables
+		return errNoTables
 	}
 	return nil
 }
@@ -188,8 +187,8 @@ func (d *database) each(ctx context.Context, table string, limit, max int, colum
 			return err
 		}
 		for _, v := range values {
-			if bytes += len(v); bytes > MaxTotal {
-				return fmt.Errorf("more than %d bytes", MaxTotal)
+			if bytes += len(v); bytes > maxTotal {
+				return fmt.Errorf("more than %d bytes", maxTotal)
 			}
 		}
 		if tooLarge != 0 {

@@ -20,10 +20,10 @@ import (
 
 // Bounds of an installation.
 const (
-	MaxAgents   = 200_000
-	MaxPolicies = 10_000
-	MaxPolicy   = 64 << 20 // bytes of one
-	MaxTotal    = 1 << 30  // bytes of all
+	maxAgents   = 200_000
+	maxPolicies = 10_000
+	maxPolicy   = 64 << 20 // bytes of one
+	maxTotal    = 1 << 30  // bytes of all
 	maxField    = 64 << 10 // bytes of any other field
 )
 
@@ -71,7 +71,7 @@ func newSnapshot() *Snapshot {
 }
 
 func (s *Snapshot) note(format string, args ...any) {
-	if len(s.Notes) < MaxPolicies {
+	if len(s.Notes) < maxPolicies {
 		s.Notes = append(s.Notes, fmt.Sprintf(format, args...))
 	}
 }
@@ -81,8 +81,8 @@ func (s *Snapshot) agent(id string) (*Agent, error) {
 	if a := s.agents[id]; a != nil {
 		return a, nil
 	}
-	if len(s.agents) == MaxAgents {
-		return nil, fmt.Errorf("more than %d agents", MaxAgents)
+	if len(s.agents) == maxAgents {
+		return nil, fmt.Errorf("more than %d agents", maxAgents)
 	}
 	a := &Agent{ID: id}
 	s.agents[id] = a
@@ -98,8 +98,8 @@ func (s *Snapshot) policy(list *[]Policy, sort string, p Policy) error {
 		s.note("%s policy %.80q: it comes twice, the first was taken", sort, p.Name)
 		return nil
 	}
-	if s.total += len(p.Text) + len(p.TPM); s.total > MaxTotal || len(*list) == MaxPolicies {
-		return fmt.Errorf("more than %d policies, or %d bytes of them", MaxPolicies, MaxTotal)
+	if s.total += len(p.Text) + len(p.TPM); s.total > maxTotal || len(*list) == maxPolicies {
+		return fmt.Errorf("more than %d policies, or %d bytes of them", maxPolicies, maxTotal)
 	}
 	s.seen[sort+" "+p.Name] = true
 	*list = append(*list, p)

@@ -118,14 +118,14 @@ func TestHostile(t *testing.T) {
 		statements []string
 		want       string
 	}{
-		"a view":          {[]string{endless}, ErrNoTables.Error()},
-		"a virtual table": {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, ErrNoTables.Error()},
+		"a view":          {[]string{endless}, errNoTables.Error()},
+		"a virtual table": {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, errNoTables.Error()},
 		"a disguised table": {[]string{`CREATE TABLE registrarmain (agent_id)`, `PRAGMA writable_schema = 1`,
-			`UPDATE sqlite_master SET sql = 'CREATE  VIRTUAL TABLE registrarmain USING fts5(agent_id)'`}, ErrNoTables.Error()},
-		"nothing":             {[]string{`CREATE TABLE other (x)`}, ErrNoTables.Error()},
+			`UPDATE sqlite_master SET sql = 'CREATE  VIRTUAL TABLE registrarmain USING fts5(agent_id)'`}, errNoTables.Error()},
+		"nothing":             {[]string{`CREATE TABLE other (x)`}, errNoTables.Error()},
 		"without its columns": {[]string{`CREATE TABLE registrarmain (x)`}, "no column agent_id"},
 		"too many policies": {[]string{schema, fmt.Sprintf(`WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x <= %d)
-			INSERT INTO mbpolicies SELECT x, CAST(x AS TEXT), '{"x":1}' FROM n`, MaxPolicies)}, "more than"},
+			INSERT INTO mbpolicies SELECT x, CAST(x AS TEXT), '{"x":1}' FROM n`, maxPolicies)}, "more than"},
 	} {
 		if s, err := Read(t.Context(), newDatabase(t, test.statements...)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %+v, %v; want %q", name, s, err, test.want)

@@ -7,7 +7,7 @@ import (
 
 // registrar reads keylime/db/registrar_db.py.
 func (s *Snapshot) registrar(ctx context.Context, d *database) error {
-	return d.each(ctx, "registrarmain", MaxAgents, maxField, []string{"agent_id", "aik_tpm", "ek_tpm", "ekcert", "ip", "port", "mtls_cert", "active", "virtual"},
+	return d.each(ctx, "registrarmain", maxAgents, maxField, []string{"agent_id", "aik_tpm", "ek_tpm", "ekcert", "ip", "port", "mtls_cert", "active", "virtual"},
 		func(id string) { s.note("agent %.80q: a field of it is too large", id) },
 		func(v []string) error {
 			a, err := s.agent(v[0])
@@ -51,7 +51,7 @@ func (s *Snapshot) verifier(ctx context.Context, d *database) error {
 	if err != nil {
 		return err
 	}
-	return d.each(ctx, "verifiermain", MaxAgents, maxField, []string{"agent_id", "ima_policy_id", "mb_policy_id", "tpm_policy", "meta_data",
+	return d.each(ctx, "verifiermain", maxAgents, maxField, []string{"agent_id", "ima_policy_id", "mb_policy_id", "tpm_policy", "meta_data",
 		"accept_tpm_hash_algs", "accept_tpm_encryption_algs", "accept_tpm_signing_algs", "ak_tpm", "ima_sign_verification_keys"},
 		func(id string) { s.note("agent %.80q: a field of it is too large", id) },
 		func(v []string) error {
@@ -86,7 +86,7 @@ func names(ctx context.Context, d *database, table string) (map[string]string, e
 	if err != nil || !there {
 		return all, err
 	}
-	err = d.each(ctx, table, MaxPolicies, maxField, []string{"id", "name"}, func(string) {}, func(v []string) error {
+	err = d.each(ctx, table, maxPolicies, maxField, []string{"id", "name"}, func(string) {}, func(v []string) error {
 		all[v[0]] = v[1]
 		return nil
 	})
@@ -94,15 +94,15 @@ func names(ctx context.Context, d *database, table string) (map[string]string, e
 }
 
 func (s *Snapshot) runtimePolicies(ctx context.Context, d *database) error {
-	return d.each(ctx, "allowlists", MaxPolicies, MaxPolicy, []string{"name", "ima_policy", "tpm_policy"},
-		func(name string) { s.note("runtime policy %.80q: it has more than %d bytes", name, MaxPolicy) },
+	return d.each(ctx, "allowlists", maxPolicies, maxPolicy, []string{"name", "ima_policy", "tpm_policy"},
+		func(name string) { s.note("runtime policy %.80q: it has more than %d bytes", name, maxPolicy) },
 		func(v []string) error {
 			return s.policy(&s.Runtime, "runtime", Policy{Name: v[0], Text: v[1], TPM: unpickled(v[2])})
 		})
 }
 
 func (s *Snapshot) mbPolicies(ctx context.Context, d *database) error {
-	return d.each(ctx, "mbpolicies", MaxPolicies, MaxPolicy, []string{"name", "mb_policy"},
-		func(name string) { s.note("measured boot policy %.80q: it has more than %d bytes", name, MaxPolicy) },
+	return d.each(ctx, "mbpolicies", maxPolicies, maxPolicy, []string{"name", "mb_policy"},
+		func(name string) { s.note("measured boot policy %.80q: it has more than %d bytes", name, maxPolicy) },
 		func(v []string) error { return s.policy(&s.MB, "mb", Policy{Name: v[0], Text: v[1]}) })
 }

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotMemory means that the folder is on a disk, where what is erased can be found.
-var ErrNotMemory = errors.New("not on tmpfs or ramfs")
+// On a disk, what is erased can be found.
+var errNotMemory = errors.New("not on tmpfs or ramfs")
 
 // Folder is where payloads lie, each in a folder of its name. It is not safe for concurrent
 // use by two processes.
@@ -81,7 +81,7 @@ func openDir(name string) (*os.File, error) {
 }
 
 // OpenFolder opens the folder at name, for this user alone. It refuses one that is not in
-// memory, with [ErrNotMemory], that is a symbolic link, or that anybody else may enter.
+// memory, that is a symbolic link, or that anybody else may enter.
 func OpenFolder(name string) (*Folder, error) {
 	dir, err := openDir(name)
 	if err != nil {
@@ -93,7 +93,7 @@ func OpenFolder(name string) (*Folder, error) {
 		return nil, fmt.Errorf("open payload folder %s: %w", name, err)
 	}
 	if !inMemory(&disk) {
-		return nil, fmt.Errorf("open payload folder %s: %w: mount one there, or name a folder in /run", name, ErrNotMemory)
+		return nil, fmt.Errorf("open payload folder %s: %w: mount one there, or name a folder in /run", name, errNotMemory)
 	}
 	var at unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &at); err != nil {
@@ -168,7 +168,7 @@ func (f *Folder) exchange(fresh, name string) error {
 
 // Erase removes the payload of this name, if it is there.
 func (f *Folder) Erase(name string) error {
-	if err := CheckName(name); err != nil {
+	if err := checkName(name); err != nil {
 		return err
 	}
 	return f.remove(name)

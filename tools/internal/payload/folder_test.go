@@ -185,7 +185,7 @@ func TestOpenFolderRefused(t *testing.T) {
 	}
 	if at.Type == unix.TMPFS_MAGIC {
 		t.Log("the temporary folder is a tmpfs: that a disk is refused is not tested")
-	} else if _, err := OpenFolder(disk); !errors.Is(err, ErrNotMemory) {
+	} else if _, err := OpenFolder(disk); !errors.Is(err, errNotMemory) {
 		t.Errorf("a disk: %v", err)
 	}
 	dir := tmpfs(t)

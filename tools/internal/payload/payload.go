@@ -23,7 +23,7 @@ const (
 	// MaxSize is the size of all files together, and of the archive: Keylime's
 	// max_payload_size.
 	MaxSize  = 1 << 20
-	MaxFiles = 64 // in number
+	maxFiles = 64 // in number
 
 	maxName  = 128 // of a payload
 	maxPath  = 255 // of a file
@@ -32,7 +32,7 @@ const (
 
 // Payload is a set of files under one name.
 type Payload struct {
-	Name     string // see [CheckName]
+	Name     string // 1 to 128 of A-Z a-z 0-9 _ . -, no dot first
 	Revision int64  // of the files under this name: the larger is the newer
 	Files    []File
 	// Run is the name of one of Files, which a device executes where its own configuration
@@ -47,9 +47,9 @@ type File struct {
 	Data []byte
 }
 
-// CheckName says why name cannot be that of a payload: it is also that of a folder, and the
+// checkName says why name cannot be that of a payload: it is also that of a folder, and the
 // names of hidden ones are this package's own.
-func CheckName(name string) error {
+func checkName(name string) error {
 	if name == "" || len(name) > maxName || name[0] == '.' || strings.ContainsFunc(name, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_.-", r)
 	}) {
@@ -60,7 +60,7 @@ func CheckName(name string) error {
 
 // Check says what of p no device would take.
 func (p *Payload) Check() error {
-	if err := CheckName(p.Name); err != nil {
+	if err := checkName(p.Name); err != nil {
 		return err
 	}
 	if p.Revision < 0 {
@@ -76,8 +76,8 @@ func (p *Payload) Check() error {
 }
 
 func checkFiles(files []File) error {
-	if len(files) == 0 || len(files) > MaxFiles {
-		return fmt.Errorf("%d files, not 1 to %d", len(files), MaxFiles)
+	if len(files) == 0 || len(files) > maxFiles {
+		return fmt.Errorf("%d files, not 1 to %d", len(files), maxFiles)
 	}
 	size := 0
 	names := map[string]bool{} // true for a file, false for a folder
@@ -131,8 +131,8 @@ func ParseZip(b []byte) (*Payload, error) {
 		if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 && f.Mode()&fs.ModeType == fs.ModeDir {
 			continue
 		}
-		if len(p.Files) == MaxFiles {
-			return nil, fmt.Errorf("read payload: more than %d files", MaxFiles)
+		if len(p.Files) == maxFiles {
+			return nil, fmt.Errorf("read payload: more than %d files", maxFiles)
 		}
 		file, err := readFile(f, left)
 		if err != nil {

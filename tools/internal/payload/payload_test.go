@@ -102,7 +102,7 @@ func TestZipRefused(t *testing.T) {
 		return all
 	}
 	var many []string
-	for i := range MaxFiles + 1 {
+	for i := range maxFiles + 1 {
 		many = append(many, fmt.Sprint("f", i))
 	}
 	good := archive(t, zip.Store, plain("a")...)

@@ -17,8 +17,8 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
-// DeviceView is a device as operators see it.
-type DeviceView struct {
+// deviceView is a device as operators see it.
+type deviceView struct {
 	ID           string            `json:"id"`
 	State        string            `json:"state"` // expected, active
 	Attest       bool              `json:"attest"`
@@ -35,11 +35,11 @@ type DeviceView struct {
 	Alarm   string      `json:"alarm,omitempty"`
 	Model   string      `json:"model,omitempty"` // push, pull; with one device only
 	Poll    *PollView   `json:"poll,omitempty"`  // of one that is polled
-	Verdict VerdictView `json:"verdict"`
+	Verdict verdictView `json:"verdict"`
 }
 
-// VerdictView is what a device is known to be.
-type VerdictView struct {
+// verdictView is what a device is known to be.
+type verdictView struct {
 	Status   string          `json:"status"` // trusted, untrusted, broken, unverified, overdue
 	Since    time.Time       `json:"since"`
 	Codes    string          `json:"codes"`
@@ -59,15 +59,15 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-func verdictView(v store.Verdict) VerdictView {
-	return VerdictView{Status: string(v.Status), Since: v.Since.UTC(), Codes: v.Codes, Release: v.Fitted, Attested: moment(v.Attested),
+func viewVerdict(v store.Verdict) verdictView {
+	return verdictView{Status: string(v.Status), Since: v.Since.UTC(), Codes: v.Codes, Release: v.Fitted, Attested: moment(v.Attested),
 		Due: moment(v.Due), Total: v.Total, Event: v.Event, Detail: v.Detail}
 }
 
-func deviceView(d store.Device) DeviceView {
-	return DeviceView{ID: d.ID, State: string(d.State), Attest: d.Attest, Group: d.Group, Labels: d.Labels, Policies: d.Policies,
+func viewDevice(d store.Device) deviceView {
+	return deviceView{ID: d.ID, State: string(d.State), Attest: d.Attest, Group: d.Group, Labels: d.Labels, Policies: d.Policies,
 		Created: d.Created.UTC(), Activated: moment(d.Activated), Registered: d.RegCount, EK: d.EK.SPKI, AK: d.AK.SPKI,
-		Certificates: d.EKCerts, Verdict: verdictView(d.Verdict)}
+		Certificates: d.EKCerts, Verdict: viewVerdict(d.Verdict)}
 }
 
 const maxPage = 1000 // rows of an answer
@@ -105,10 +105,10 @@ func (s *Server) listDevices(c *call) error {
 	if err != nil {
 		return err
 	}
-	views := make([]DeviceView, 0, len(devices))
+	views := make([]deviceView, 0, len(devices))
 	for _, d := range devices {
 		d.EK, d.AK = store.Key{}, store.Key{}
-		views = append(views, deviceView(d))
+		views = append(views, viewDevice(d))
 	}
 	answer := map[string]any{"devices": views}
 	if len(devices) == limit {
@@ -122,7 +122,7 @@ func (s *Server) showDevice(c *call) error {
 	if err != nil {
 		return err
 	}
-	v := deviceView(d)
+	v := viewDevice(d)
 	v.Alarm = s.unproved(d, c)
 	if v.Model, v.Poll, err = s.pollView(c, d.ID); err != nil {
 		return err
@@ -180,7 +180,7 @@ func (s *Server) addDevice(c *call) error {
 	if err != nil {
 		return err
 	}
-	v := deviceView(added)
+	v := viewDevice(added)
 	if v.Model, v.Poll, err = s.pollView(c, d.ID); err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (s *Server) explainDevice(c *call) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	answer := map[string]any{"device": d.ID, "verdict": verdictView(d.Verdict)}
+	answer := map[string]any{"device": d.ID, "verdict": viewVerdict(d.Verdict)}
 	if st != nil {
 		answer["policies"] = sortedNames(st.Policies)
 	}
@@ -297,7 +297,7 @@ func (s *Server) explainDevice(c *call) error {
 		if err != nil {
 			return err
 		}
-		answer["event"] = eventView(e)
+		answer["event"] = viewEvent(e)
 	}
 	if alarm := s.unproved(d, c); alarm != "" {
 		answer["alarm"] = alarm

@@ -11,8 +11,8 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
-// EventView is a line of the history.
-type EventView struct {
+// eventView is a line of the history.
+type eventView struct {
 	Seq      int64           `json:"seq"`
 	At       time.Time       `json:"at"`
 	Kind     string          `json:"kind"`
@@ -24,8 +24,8 @@ type EventView struct {
 	Hash     string          `json:"hash"`
 }
 
-func eventView(e store.Event) EventView {
-	return EventView{e.Seq, e.At.UTC(), e.Kind, e.Device, e.Actor, string(e.Status), json.RawMessage(e.Detail),
+func viewEvent(e store.Event) eventView {
+	return eventView{e.Seq, e.At.UTC(), e.Kind, e.Device, e.Actor, string(e.Status), json.RawMessage(e.Detail),
 		hex.EncodeToString(e.Evidence), hex.EncodeToString(e.Hash)}
 }
 
@@ -46,9 +46,9 @@ func (s *Server) listEvents(c *call) error {
 	if err != nil {
 		return err
 	}
-	views := make([]EventView, 0, len(events))
+	views := make([]eventView, 0, len(events))
 	for _, e := range events {
-		views = append(views, eventView(e))
+		views = append(views, viewEvent(e))
 	}
 	answer := map[string]any{"events": views}
 	if len(events) == limit {

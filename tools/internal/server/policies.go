@@ -13,8 +13,8 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/store"
 )
 
-// PolicyView is a revision of a policy.
-type PolicyView struct {
+// policyView is a revision of a policy.
+type policyView struct {
 	Name    string    `json:"name"`
 	Version int64     `json:"version"`
 	Active  bool      `json:"active"`
@@ -23,10 +23,10 @@ type PolicyView struct {
 	Created time.Time `json:"created"`
 }
 
-func policyViews(all []store.Policy) []PolicyView {
-	views := make([]PolicyView, 0, len(all))
+func policyViews(all []store.Policy) []policyView {
+	views := make([]policyView, 0, len(all))
 	for _, p := range all {
-		views = append(views, PolicyView{p.Name, p.Version, p.Active, hex.EncodeToString(p.Digest), p.Size, p.Created.UTC()})
+		views = append(views, policyView{p.Name, p.Version, p.Active, hex.EncodeToString(p.Digest), p.Size, p.Created.UTC()})
 	}
 	return views
 }

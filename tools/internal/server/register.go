@@ -208,7 +208,7 @@ func (s *Server) known(c *call, names []string) ([]string, error) {
 }
 
 // alarm writes an event if the device was enrolled on trust. The record itself is computed
-// whenever it is shown, see deviceView.
+// whenever it is shown, see viewDevice.
 func (s *Server) alarm(c *call, id string) {
 	d, err := s.Store.Device(c.Context(), id, c.now)
 	if err != nil {

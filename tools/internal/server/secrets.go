@@ -18,8 +18,8 @@ import (
 var errNoSecretKey = fail(http.StatusConflict, "no_secret_key", "this verifier has no key for secrets: make one"+
 	" (umask 077; head -c 32 /dev/urandom >FILE) and set [secrets] key = \"FILE\" in its configuration")
 
-// SecretView is what is told of a secret. What it holds is told to devices only.
-type SecretView struct {
+// secretView is what is told of a secret. What it holds is told to devices only.
+type secretView struct {
 	Name     string    `json:"name"`
 	Revision int64     `json:"revision"`
 	Run      string    `json:"run,omitempty"` // the file to execute
@@ -29,17 +29,17 @@ type SecretView struct {
 	Groups   []string  `json:"groups"`
 }
 
-func (s *Server) secretViews(ctx context.Context, name string) ([]SecretView, error) {
+func (s *Server) secretsNamed(ctx context.Context, name string) ([]secretView, error) {
 	all, err := s.Store.Secrets(ctx, name)
-	views := make([]SecretView, 0, len(all))
+	views := make([]secretView, 0, len(all))
 	for _, v := range all {
-		views = append(views, SecretView{v.Name, v.Revision, v.Run, v.Size, v.Created.UTC(), append([]string{}, v.Devices...), append([]string{}, v.Groups...)})
+		views = append(views, secretView{v.Name, v.Revision, v.Run, v.Size, v.Created.UTC(), append([]string{}, v.Devices...), append([]string{}, v.Groups...)})
 	}
 	return views, err
 }
 
 func (s *Server) listSecrets(c *call) error {
-	views, err := s.secretViews(c.Context(), "")
+	views, err := s.secretsNamed(c.Context(), "")
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (s *Server) showSecret(c *call) error {
 	if c.PathValue("name") == "" {
 		return store.ErrNotFound
 	}
-	views, err := s.secretViews(c.Context(), c.PathValue("name"))
+	views, err := s.secretsNamed(c.Context(), c.PathValue("name"))
 	if err != nil {
 		return err
 	}
