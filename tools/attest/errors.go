@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 
-	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/keylimedb"
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
 	"github.com/meta-attest/meta-attest/tools/internal/manifest"
@@ -57,7 +56,7 @@ var hints = []struct {
 	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
 	{errNoHost, "look at --server, or server in fleet.toml, and at the name servers of this machine"},
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
-	{appraise.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
+	{release.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
 	{errNothingToImport, "attest fleet import --database reg_data.sqlite --database cv_data.sqlite, or --answers FILE"},
 	{keylimedb.ErrNoDrivers, "take one built from its sources, go build ./tools/attest, or give answers of Keylime's API: --answers FILE"},
 	{errRole, "this needs the role admin: attest-verifier token create NAME --role admin"},

@@ -18,6 +18,7 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/keylimedb"
+	"github.com/meta-attest/meta-attest/tools/internal/release"
 )
 
 var errNothingToImport = errors.New("nothing to import from")
@@ -245,7 +246,7 @@ func (i *importer) runtime(ctx context.Context, p keylimedb.Policy) (there bool,
 		_, err = i.client.do(ctx, http.MethodPost, apiPath("policies", p.Name)+"?activate=true", []byte(p.Text))
 		return false, err
 	}
-	if !appraise.IsEnvelope([]byte(p.Text)) { // who signed it the verifier will say
+	if !release.IsEnvelope([]byte(p.Text)) { // who signed it the verifier will say
 		if _, err := appraise.Compile(appraise.Rules{}, appraise.Release{Name: "import", Keylime: []byte(p.Text)}); err != nil {
 			return false, &ownFault{err.Error()}
 		}

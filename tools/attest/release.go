@@ -103,7 +103,7 @@ func (o *releaseFlags) read() (*release.Policy, error) {
 // compile makes the reference of policies.
 func compile(trusted []*x509.Certificate, policies ...release.Named) (*appraise.Reference, error) {
 	ref, err := release.Compile(trusted, policies...)
-	if errors.Is(err, manifest.ErrNotAuthentic) || errors.Is(err, appraise.ErrUnsigned) {
+	if errors.Is(err, manifest.ErrNotAuthentic) || errors.Is(err, release.ErrUnsigned) {
 		return nil, &exitError{exitNotAuthentic, err}
 	}
 	return ref, err

@@ -219,7 +219,8 @@ func (c *compiler) release(i int, r Release) error {
 			return err
 		}
 		c.boots = append(c.boots, boot{i, state})
-		c.write(refstateID(r.MBPolicy))
+		sum := sha256.Sum256(r.MBPolicy)
+		c.write(hex.EncodeToString(sum[:]))
 	}
 	if r.TPMPolicy != nil {
 		pins, err := parseTPMPolicy(r.TPMPolicy)

@@ -55,6 +55,13 @@ type refKernel struct {
 	cmdline      *regexp.Regexp // of "kernel_cmdline: ..."
 }
 
+// CheckRefstate says why text is not a reference state of Keylime's measured boot policy
+// "example", see [Release].
+func CheckRefstate(text []byte) error {
+	_, err := parseRefstate(text)
+	return err
+}
+
 // parseRefstate reads the JSON of keylime-policy create measured-boot.
 func parseRefstate(text []byte) (*refstate, error) {
 	if len(text) > maxRefstate || !utf8.Valid(text) {
@@ -88,14 +95,12 @@ func parseRefstate(text []byte) (*refstate, error) {
 		err = o.end()
 	}
 	for i, k := range kernels {
-		chosen, other := k.sb, "vmlinuz_plain_sha256"
+		chosen, member := k.plain, "vmlinuz_plain_sha256"
 		if r.secureBoot {
-			other = "kernel_authcode_sha256"
-		} else {
-			chosen = k.plain
+			chosen, member = k.sb, "kernel_authcode_sha256"
 		}
 		if err == nil && chosen == nil {
-			err = fmt.Errorf("kernel %d lacks %s", i+1, other)
+			err = fmt.Errorf("kernel %d lacks %s", i+1, member)
 		}
 		if err == nil {
 			r.kernels = append(r.kernels, *chosen)

@@ -1,5 +1,6 @@
 // Package release reads policies: what a verifier stores, attest fleet policy put makes and
-// attest explain judges by. All of them compile a policy here, so that they cannot disagree.
+// attest explain judges by. All of them compile a policy here, so that they cannot disagree;
+// and here it is looked at who signed it, package appraise believes what it is given.
 package release
 
 import (
@@ -51,7 +52,7 @@ func Parse(text []byte) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ours := members["schema"]; !ours && (members["digests"] != nil || appraise.IsEnvelope(text)) {
+	if _, ours := members["schema"]; !ours && (members["digests"] != nil || IsEnvelope(text)) {
 		return &Policy{Schema: Schema, Runtime: text}, nil
 	}
 	p := &Policy{}
@@ -127,7 +128,7 @@ func (n Named) name() string { return strings.TrimSpace(n.Name + " " + n.Release
 // has some: that is the newest version of the policy that a device prefers. Manifests count
 // if one of trusted signed them: without any it returns [ErrNoCertificates], and
 // [manifest.ErrNotAuthentic] for one of somebody else, as does a runtime policy that is
-// signed by nobody of them, with [appraise.ErrUnsigned].
+// signed by nobody of them, with [ErrUnsigned].
 func Compile(trusted []*x509.Certificate, policies ...Named) (*appraise.Reference, error) {
 	var rules appraise.Rules
 	var releases []appraise.Release
@@ -143,7 +144,7 @@ func Compile(trusted []*x509.Certificate, policies ...Named) (*appraise.Referenc
 		if !ruled && p.Rules != "" {
 			rules, ruled = r, true
 		}
-		runtime, err := appraise.RuntimePolicy(p.Runtime, trusted)
+		runtime, err := runtimePolicy(p.Runtime, trusted)
 		if err != nil {
 			return nil, fmt.Errorf("policy %s: runtime policy: %w", p.name(), err)
 		}

@@ -308,7 +308,7 @@ func (s *Server) runtimeOf(encoded string, key *string) ([]byte, error) {
 		if err := s.knownKey(*key); err != nil {
 			return nil, err
 		}
-		if !appraise.IsEnvelope(text) {
+		if !release.IsEnvelope(text) {
 			return nil, fail(http.StatusBadRequest, "policy", "there is a runtime_policy_key, and the policy is not signed")
 		}
 	}

@@ -1,11 +1,10 @@
-package appraise
+package release
 
 import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,12 +28,12 @@ func IsEnvelope(text []byte) bool {
 	return json.Unmarshal(text, &probe) == nil && probe.Payload != nil && probe.Digests == nil
 }
 
-// RuntimePolicy returns the runtime policy of Keylime that text is, or that it is the DSSE
+// runtimePolicy returns the runtime policy of Keylime that text is, or that it is the DSSE
 // envelope of (github.com/secure-systems-lab/dsse, protocol.md; ECDSA over SHA-256, Keylime
 // has no other). An envelope counts when one of the trusted certificates signed it: the keys
 // and certificates that Keylime puts into an envelope prove nothing and are not looked at.
 // A policy without an envelope is returned as it is.
-func RuntimePolicy(text []byte, trusted []*x509.Certificate) ([]byte, error) {
+func runtimePolicy(text []byte, trusted []*x509.Certificate) ([]byte, error) {
 	if !IsEnvelope(text) {
 		return text, nil
 	}
@@ -45,8 +44,8 @@ func RuntimePolicy(text []byte, trusted []*x509.Certificate) ([]byte, error) {
 			Sig string `json:"sig"`
 		} `json:"signatures"`
 	}
-	if len(text) > maxPolicy {
-		return nil, fmt.Errorf("read envelope: %d bytes: at most %d are read", len(text), maxPolicy)
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("read envelope: %d bytes: at most %d are read", len(text), MaxSize)
 	}
 	if err := json.Unmarshal(text, &e); err != nil {
 		return nil, fmt.Errorf("read envelope: %w", err)
@@ -71,17 +70,4 @@ func RuntimePolicy(text []byte, trusted []*x509.Certificate) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: signatures of the envelope: %d, trusted certificates: %d", ErrUnsigned, len(e.Signatures), len(trusted))
-}
-
-// CheckRefstate says why text is not a reference state of Keylime's measured boot policy
-// "example", see [Release].
-func CheckRefstate(text []byte) error {
-	_, err := parseRefstate(text)
-	return err
-}
-
-// refstateID is the content of a reference state.
-func refstateID(text []byte) string {
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
 }

@@ -1,12 +1,15 @@
-package appraise
+package release
 
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 )
 
 // signedByKeylime is what keylime-policy 7.14.3 sign runtime -b x509 wrote, and the
@@ -17,11 +20,12 @@ func signedByKeylime(t testing.TB) (text []byte, cert *x509.Certificate) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pem, err := os.ReadFile("testdata/keylime-signed.crt")
+	file, err := os.ReadFile("testdata/keylime-signed.crt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cert, err = parseCertificate(string(pem)); err != nil {
+	block, _ := pem.Decode(file)
+	if cert, err = x509.ParseCertificate(block.Bytes); err != nil {
 		t.Fatal(err)
 	}
 	return text, cert
@@ -29,18 +33,18 @@ func signedByKeylime(t testing.TB) (text []byte, cert *x509.Certificate) {
 
 func TestSignedRuntimePolicy(t *testing.T) {
 	text, cert := signedByKeylime(t)
-	got, err := RuntimePolicy(text, []*x509.Certificate{cert})
+	got, err := runtimePolicy(text, []*x509.Certificate{cert})
 	if err != nil || !bytes.HasPrefix(got, []byte(`{"meta": `)) {
 		t.Fatalf("%s, %v", got, err)
 	}
-	if _, err := Compile(Rules{}, Release{Name: "signed", Keylime: got}); err != nil {
+	if _, err := appraise.Compile(appraise.Rules{}, appraise.Release{Name: "signed", Keylime: got}); err != nil {
 		t.Error(err)
 	}
-	if again, err := RuntimePolicy(got, nil); err != nil || !bytes.Equal(again, got) {
+	if again, err := runtimePolicy(got, nil); err != nil || !bytes.Equal(again, got) {
 		t.Errorf("a policy that is not signed: %s, %v", again, err)
 	}
 	// The certificate that the envelope brings along counts for nothing.
-	if _, err := RuntimePolicy(text, nil); !errors.Is(err, ErrUnsigned) {
+	if _, err := runtimePolicy(text, nil); !errors.Is(err, ErrUnsigned) {
 		t.Errorf("without a trusted certificate: %v", err)
 	}
 	for name, change := range map[string]func(string) string{
@@ -60,9 +64,9 @@ func TestSignedRuntimePolicy(t *testing.T) {
 		if changed == string(text) {
 			t.Fatalf("%s: nothing was changed", name)
 		}
-		got, err := RuntimePolicy([]byte(changed), []*x509.Certificate{cert})
+		got, err := runtimePolicy([]byte(changed), []*x509.Certificate{cert})
 		if err == nil {
-			_, err = Compile(Rules{}, Release{Name: "x", Keylime: got})
+			_, err = appraise.Compile(appraise.Rules{}, appraise.Release{Name: "x", Keylime: got})
 		}
 		if err == nil {
 			t.Errorf("%s: taken", name)
@@ -74,12 +78,12 @@ func FuzzSignedRuntimePolicy(f *testing.F) {
 	text, cert := signedByKeylime(f)
 	f.Add(text)
 	f.Add([]byte(`{"payload":"","payloadType":"","signatures":[]}`))
-	want, err := RuntimePolicy(text, []*x509.Certificate{cert})
+	want, err := runtimePolicy(text, []*x509.Certificate{cert})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := RuntimePolicy(b, []*x509.Certificate{cert})
+		got, err := runtimePolicy(b, []*x509.Certificate{cert})
 		if err == nil && IsEnvelope(b) && !bytes.Equal(got, want) {
 			t.Fatalf("a payload that nobody signed: %s", got)
 		}
