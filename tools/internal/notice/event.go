@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -155,13 +156,8 @@ func (d *Data) checkTexts(source string) error {
 		texts = append(texts, k, v)
 	}
 	for _, s := range texts {
-		if len(s) > maxText || !utf8.ValidString(s) {
-			return fmt.Errorf("a text of %d bytes: too long, or not UTF-8", len(s))
-		}
-		for i := range len(s) {
-			if s[i] == 0 {
-				return errors.New("a text has a NUL")
-			}
+		if len(s) > maxText || !utf8.ValidString(s) || strings.Contains(s, "\x00") {
+			return fmt.Errorf("a text of %d bytes: too long, not UTF-8, or with a NUL", len(s))
 		}
 	}
 	return nil

@@ -209,6 +209,12 @@ type querier interface {
 // scanner is a row: sql.Row or sql.Rows.
 type scanner interface{ Scan(dest ...any) error }
 
+// column scans a row of one column.
+func column[T any](r scanner) (v T, err error) {
+	err = r.Scan(&v)
+	return v, err
+}
+
 // list reads all rows of q.
 func list[T any](ctx context.Context, db querier, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, q, args...)

@@ -102,7 +102,7 @@ func (s *Store) Device(ctx context.Context, id string, now time.Time) (Device, e
 	if err != nil {
 		return Device{}, fmt.Errorf("read device %s: %w", id, none(err))
 	}
-	d.Policies, err = list(ctx, s.reads, func(r scanner) (name string, err error) { return name, r.Scan(&name) },
+	d.Policies, err = list(ctx, s.reads, column[string],
 		`SELECT policy FROM device_policy WHERE device = $1 ORDER BY ord`, id)
 	if err != nil {
 		return Device{}, fmt.Errorf("read policies of device %s: %w", id, err)

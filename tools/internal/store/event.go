@@ -254,7 +254,7 @@ func (s *Store) VerifyChain(ctx context.Context, from Head) (Head, error) {
 
 // verifyVerdicts compares each device's status with the last event that gave it one.
 func (s *Store) verifyVerdicts(ctx context.Context) error {
-	wrong, err := list(ctx, s.reads, func(r scanner) (id string, err error) { return id, r.Scan(&id) },
+	wrong, err := list(ctx, s.reads, column[string],
 		`SELECT a.device FROM attestation a LEFT JOIN event e ON e.seq = a.event
 		WHERE e.seq IS NULL OR e.device <> a.device OR e.status <> a.status
 		OR EXISTS (SELECT 1 FROM event l WHERE l.device = a.device AND l.seq > a.event AND l.status <> '') LIMIT 1`)

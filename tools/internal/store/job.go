@@ -76,7 +76,7 @@ func (s *Store) Jobs(ctx context.Context, target string, limit int, lease time.D
 // Done says that a job was delivered. Attempts tells it from the same job in the hands of
 // a later worker: then it is an [ErrConflict], and the other one decides.
 func (s *Store) Done(ctx context.Context, j Job) error {
-	return s.settle(ctx, `DELETE FROM job WHERE id = $1 AND attempts = $2 AND dead = 0`, j.ID, j.Attempts)
+	return s.settle(ctx, nil, `DELETE FROM job WHERE id = $1 AND attempts = $2 AND dead = 0`, j.ID, j.Attempts)
 }
 
 // Retry says that a job failed and when to try again; a zero time makes it a dead letter.
@@ -84,14 +84,14 @@ func (s *Store) Retry(ctx context.Context, j Job, reason string, at time.Time) e
 	if err := text("reason", reason, MaxText); err != nil {
 		return fmt.Errorf("retry notice: %w", err)
 	}
-	return s.settle(ctx, `UPDATE job SET error = $3, next_at = $4, dead = $5 WHERE id = $1 AND attempts = $2 AND dead = 0`,
+	return s.settle(ctx, nil, `UPDATE job SET error = $3, next_at = $4, dead = $5 WHERE id = $1 AND attempts = $2 AND dead = 0`,
 		j.ID, j.Attempts, reason, micros(at), truth(at.IsZero()))
 }
 
 // Split says that a job is done by others, which it is replaced by in one transaction. They
 // are about the same event.
 func (s *Store) Split(ctx context.Context, j Job, into []Notice, now time.Time) error {
-	return s.settleWith(ctx, func(t *tx) error {
+	return s.settle(ctx, func(t *tx) error {
 		for _, n := range into {
 			if err := t.enqueue(n, j.Event, now); err != nil {
 				return err
@@ -103,29 +103,29 @@ func (s *Store) Split(ctx context.Context, j Job, into []Notice, now time.Time) 
 
 // Revive gives a dead letter another life. One that is not dead is an [ErrConflict].
 func (s *Store) Revive(ctx context.Context, id, actor string, now time.Time) error {
-	return s.settleWith(ctx, func(t *tx) error {
+	return s.settle(ctx, func(t *tx) error {
 		return t.event(Event{At: now, Kind: "notice-retry", Actor: actor, Detail: detail(map[string]any{"id": id})})
 	}, `UPDATE job SET dead = 0, attempts = 0, next_at = $2 WHERE id = $1 AND dead = 1`, id, micros(now))
 }
 
 // Drop deletes a job, dead or not. One that is not there is an [ErrConflict].
 func (s *Store) Drop(ctx context.Context, id, actor string, now time.Time) error {
-	return s.settleWith(ctx, func(t *tx) error {
+	return s.settle(ctx, func(t *tx) error {
 		return t.event(Event{At: now, Kind: "notice-drop", Actor: actor, Detail: detail(map[string]any{"id": id})})
 	}, `DELETE FROM job WHERE id = $1`, id)
 }
 
-func (s *Store) settle(ctx context.Context, q string, args ...any) error {
-	return s.settleWith(ctx, func(*tx) error { return nil }, q, args...)
-}
-
-func (s *Store) settleWith(ctx context.Context, more func(*tx) error, q string, args ...any) error {
+// settle changes one job by q, and does more in the same transaction, if there is more.
+func (s *Store) settle(ctx context.Context, more func(*tx) error, q string, args ...any) error {
 	err := s.write(ctx, "", func(t *tx) error {
 		n, err := t.exec(q, args...)
 		if err == nil && n == 0 {
-			return ErrConflict
+			err = ErrConflict
 		}
-		return errors.Join(err, more(t))
+		if err != nil || more == nil {
+			return err
+		}
+		return more(t)
 	})
 	if err != nil {
 		return fmt.Errorf("settle notice: %w", err)

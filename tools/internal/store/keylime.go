@@ -174,7 +174,7 @@ func (t *tx) putTenantPolicy(p TenantPolicy, bodies []*blob, actor string, now t
 
 // active are the versions of a policy that devices may have now.
 func (t *tx) active(name string) ([]int64, error) {
-	return listIn(t, func(r scanner) (v int64, err error) { return v, r.Scan(&v) },
+	return listIn(t, column[int64],
 		`SELECT version FROM policy_revision WHERE name = $1 AND active = 1`, name)
 }
 
@@ -270,7 +270,7 @@ func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind string, tenant 
 		if _, err := t.exec(`UPDATE device SET attest = $2 WHERE id = $1`, id, attest); err != nil {
 			return err
 		}
-		names, err := listIn(t, func(r scanner) (name string, err error) { return name, r.Scan(&name) },
+		names, err := listIn(t, column[string],
 			`SELECT policy FROM device_policy WHERE device = $1`, id)
 		if err != nil {
 			return err
@@ -345,7 +345,7 @@ func (s *Store) TenantAgent(ctx context.Context, id string) (TenantAgent, error)
 // VerifierDevices returns at most limit ids, those after the given one, of devices that are
 // judged: that a tenant added, or that may attest and have a policy.
 func (s *Store) VerifierDevices(ctx context.Context, after string, limit int) ([]string, error) {
-	all, err := list(ctx, s.reads, func(r scanner) (id string, err error) { return id, r.Scan(&id) },
+	all, err := list(ctx, s.reads, column[string],
 		`SELECT d.id FROM device d WHERE d.state = 'active' AND d.id > $1 AND (EXISTS (SELECT 1 FROM keylime_agent k WHERE k.device = d.id)
 		OR d.attest = 1 AND EXISTS (SELECT 1 FROM device_policy p WHERE p.device = d.id)) ORDER BY d.id LIMIT $2`, after, limit)
 	if err != nil {
@@ -367,7 +367,7 @@ func (s *Store) TenantUses(ctx context.Context, runtime, mb string) ([]TenantAge
 
 // MBPolicies lists the names of measured boot policies.
 func (s *Store) MBPolicies(ctx context.Context) ([]string, error) {
-	all, err := list(ctx, s.reads, func(r scanner) (name string, err error) { return name, r.Scan(&name) },
+	all, err := list(ctx, s.reads, column[string],
 		`SELECT name FROM keylime_mbpolicy ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("list measured boot policies: %w", err)

@@ -96,7 +96,7 @@ func (s *Store) LastAlarm(ctx context.Context) (seq int64, err error) {
 
 // AlarmedGroups are those in which there was an alarm after one event, up to another.
 func (s *Store) AlarmedGroups(ctx context.Context, after, upTo int64) ([]string, error) {
-	all, err := list(ctx, s.reads, func(r scanner) (g string, err error) { return g, r.Scan(&g) },
+	all, err := list(ctx, s.reads, column[string],
 		`SELECT DISTINCT grp FROM notice WHERE seq > $1 AND seq <= $2`, after, upTo)
 	if err != nil {
 		return nil, fmt.Errorf("list groups with alarms: %w", err)

@@ -38,9 +38,10 @@ type Grant struct {
 	Groups  []string
 }
 
-// PutSecret stores the next revision of a secret in the place of the one before. The body
-// is made by seal when the revision is known, perhaps twice.
-func (s *Store) PutSecret(ctx context.Context, name, run string, size int64, seal func(SecretRef) ([]byte, error), actor string, now time.Time) (SecretRef, error) {
+// PutSecret stores the next revision of a secret, of length bytes before it is encrypted, in
+// the place of the one before. The body is made by seal when the revision is known, perhaps
+// twice.
+func (s *Store) PutSecret(ctx context.Context, name, run string, length int64, seal func(SecretRef) ([]byte, error), actor string, now time.Time) (SecretRef, error) {
 	if err := errors.Join(CheckID(name), text("run", run, MaxText)); err != nil {
 		return SecretRef{}, fmt.Errorf("put secret: %w", err)
 	}
@@ -56,7 +57,7 @@ func (s *Store) PutSecret(ctx context.Context, name, run string, size int64, sea
 		ref = SecretRef{Name: name}
 		err := t.change([]any{&ref.Revision}, `INSERT INTO secret (name, revision, run, size, created) VALUES ($1, 1, $2, $3, $4)
 			ON CONFLICT (name) DO UPDATE SET revision = secret.revision + 1, run = excluded.run, size = excluded.size, created = excluded.created
-			RETURNING revision`, name, run, size, micros(now))
+			RETURNING revision`, name, run, length, micros(now))
 		if err != nil {
 			return err
 		}
@@ -64,22 +65,20 @@ func (s *Store) PutSecret(ctx context.Context, name, run string, size int64, sea
 		if err == nil && len(body) == 0 {
 			err = errors.New("an empty body")
 		}
-		if err := errors.Join(err, sized("secret", body)); err != nil {
+		if err := errors.Join(err, size("secret", body, MaxSecretBody)); err != nil {
 			return err
 		}
 		if _, err := t.exec(`UPDATE secret SET body = $2 WHERE name = $1`, name, body); err != nil {
 			return err
 		}
 		return t.event(Event{At: now, Kind: "secret-put", Actor: actor,
-			Detail: detail(map[string]any{"name": name, "revision": ref.Revision, "size": size, "run": run})})
+			Detail: detail(map[string]any{"name": name, "revision": ref.Revision, "size": length, "run": run})})
 	})
 	if err != nil {
 		return SecretRef{}, fmt.Errorf("put secret %s: %w", name, err)
 	}
 	return ref, nil
 }
-
-func sized(name string, body []byte) error { return size(name, body, MaxSecretBody) }
 
 // lockSecret waits for releases of the secret that are under way.
 func (t *tx) lockSecret(name string) error {
@@ -179,7 +178,7 @@ func (s *Store) Secrets(ctx context.Context, name string) ([]Secret, error) {
 			`SELECT device FROM secret_device WHERE secret = $1 ORDER BY 1`: &all[i].Devices,
 			`SELECT grp FROM secret_group WHERE secret = $1 ORDER BY 1`:     &all[i].Groups,
 		} {
-			*to, err = list(ctx, s.reads, func(r scanner) (v string, err error) { return v, r.Scan(&v) }, q, all[i].Name)
+			*to, err = list(ctx, s.reads, column[string], q, all[i].Name)
 			if err != nil {
 				return nil, fmt.Errorf("list secrets: %w", err)
 			}
@@ -290,7 +289,7 @@ func (s *Store) SecretBodies(ctx context.Context, after string, limit int) ([]Se
 // ReplaceSecretBody puts a body in the place of the same revision's, encrypted to another
 // key. A revision that is no more the newest is an [ErrConflict].
 func (s *Store) ReplaceSecretBody(ctx context.Context, ref SecretRef, body []byte, actor string, now time.Time) error {
-	if err := sized("secret", body); err != nil {
+	if err := size("secret", body, MaxSecretBody); err != nil {
 		return fmt.Errorf("replace secret %s: %w", ref.Name, err)
 	}
 	err := s.write(ctx, "", func(t *tx) error {
