@@ -76,20 +76,7 @@ func (r *onceReader) Read([]byte) (int, error) {
 // TestSecretsSlow: a device that takes its time to ask is not trusted for as long.
 func TestSecretsSlow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, withSecrets(t))
-	m := w.enrolled(tpmtest.Start(t))
-	w.putSecret("web", "")
-	w.assignSecret("web", map[string][]string{"devices": {m.id}}, nil)
-	_, challenge := m.attested(store.Trusted)
-	key := m.newKey()
-	message, signature, _, err := m.ak.CertifySecretKey(key, evidence.SecretQualifier(m.id, challenge))
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := json.Marshal(evidence.NewDocument("", evidence.SecretRequest{Public: key.Public(), Message: message, Signature: signature}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, m, body := asking(t)
 	w.clock.pass(w.s.due() - time.Second)
 	slow := &onceReader{do: func() { w.clock.pass(2 * time.Second) }}
 	a := m.directFrom(w.s.Verifier(), "POST", "/v3.0/agents/"+m.id+"/secrets", io.MultiReader(slow, bytes.NewReader(body)))

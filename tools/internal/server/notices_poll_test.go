@@ -182,8 +182,7 @@ func TestManyWaiters(t *testing.T) {
 	for i := range many {
 		wait.Go(func() {
 			slots <- struct{}{} // not all handshakes at once
-			free := time.AfterFunc(50*time.Millisecond, func() { <-slots })
-			_ = free
+			time.AfterFunc(50*time.Millisecond, func() { <-slots })
 			a, err := w.try(client, "GET", fmt.Sprintf("%s/v3.0/agents/d%d/notices", w.verifier, i), tokens[i], nil)
 			if err == nil && (a.status != 200 || !strings.Contains(string(a.body), "payloadType")) {
 				err = fmt.Errorf("%d %s", a.status, a.body)

@@ -16,14 +16,18 @@ import (
 	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
 
-// Agents that are polled are told of the bad verdict of another device of their group.
-func TestPulledRevocation(t *testing.T) {
-	t.Parallel()
+// revoking is a world that tells polled agents of others.
+func revoking(t *testing.T) *world {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
+	return newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
+}
+
+// neighbours are an agent that is polled, and trusted, and another device of its group.
+func neighbours(t *testing.T) (*world, *polledMachine, *machine) {
+	w := revoking(t)
 	p := w.polled(tpmtest.Start(t))
 	p.runFile("/sbin/init")
 	p.good(store.Trusted, "")
@@ -32,6 +36,13 @@ func TestPulledRevocation(t *testing.T) {
 	w.assign(m.id, "image")
 	m.session()
 	m.runFile("/sbin/init")
+	return w, p, m
+}
+
+// Agents that are polled are told of the bad verdict of another device of their group.
+func TestPulledRevocation(t *testing.T) {
+	t.Parallel()
+	w, p, m := neighbours(t)
 	m.expect(store.Trusted, "")
 	m.runFile("/tmp/evil")
 	m.expect(store.Untrusted, "unknown_file")
@@ -39,15 +50,12 @@ func TestPulledRevocation(t *testing.T) {
 	if p.told == nil {
 		t.Fatalf("it was not told: %s", w.log)
 	}
-	if err := p.told.Verify(&x509.Certificate{PublicKey: &key.PublicKey}); err != nil {
+	if err := p.told.Verify(&x509.Certificate{PublicKey: w.s.Pull.RevocationKey.Public()}); err != nil {
 		t.Error(err)
 	}
 	var r evidence.Revocation
 	if err := json.Unmarshal([]byte(p.told.Message), &r); err != nil || r.Type != "revocation" || r.ID != m.id || r.EventID != "unknown_file" {
 		t.Errorf("%s, %v", p.told.Message, err)
-	}
-	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
-		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
 	}
 	// Nobody is told that a device is good again, nor one of another group of anything.
 	p.told = nil
@@ -66,36 +74,24 @@ func TestPulledRevocation(t *testing.T) {
 	}
 }
 
-// deliverAll delivers revocations: a job for all becomes one for each.
+// deliverAll delivers revocations, of which no job may be left: one for all becomes one for each.
 func (w *world) deliverAll() {
 	w.t.Helper()
-	for {
-		n, err := w.s.deliverSome(w.t.Context(), w.s.senders[0])
-		if err != nil {
+	for n := 1; n > 0; {
+		var err error
+		if n, err = w.s.deliverSome(w.t.Context(), w.s.senders[0]); err != nil {
 			w.t.Fatal(err)
 		}
-		if n == 0 {
-			return
-		}
+	}
+	if waiting, dead, err := w.store.CountJobs(w.t.Context()); err != nil || waiting+dead != 0 {
+		w.t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
 	}
 }
 
 // A verdict that turns to and fro is told once, and fills no queue.
 func TestRevocationFlaps(t *testing.T) {
 	t.Parallel()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
-	p := w.polled(tpmtest.Start(t))
-	p.runFile("/sbin/init")
-	p.good(store.Trusted, "")
-	m := w.machine(tpmtest.Start(t))
-	m.enrol()
-	w.assign(m.id, "image")
-	m.session()
-	m.runFile("/sbin/init")
+	w, p, m := neighbours(t)
 	paths := []string{"/sbin/init", "/bin/sh"}
 	for _, evil := range []string{"/tmp/a", "/tmp/b", "/tmp/c"} {
 		m.runFile(evil)
@@ -110,19 +106,12 @@ func TestRevocationFlaps(t *testing.T) {
 	if n := p.count("POST /v2.2/notifications/revocation"); n != 1 {
 		t.Errorf("told %d times", n)
 	}
-	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
-		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
-	}
 }
 
 // The jobs for many agents are made in steps, and for those of the group only.
 func TestRevocationSplit(t *testing.T) {
 	t.Parallel()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
+	w := revoking(t)
 	m := w.enrolled(tpmtest.Start(t))
 	m.expect(store.Trusted, "")
 	var group sync.WaitGroup
@@ -166,7 +155,4 @@ func TestRevocationSplit(t *testing.T) {
 		t.Errorf("%d agents are told", len(told))
 	}
 	w.deliverAll()
-	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
-		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -347,10 +348,8 @@ func TestSecretsBoot(t *testing.T) {
 	}
 }
 
-// TestSecretsRace asks for secrets while the verdict turns: by the chain of events none is
-// released while the device is red.
-func TestSecretsRace(t *testing.T) {
-	t.Parallel()
+// asking is a trusted device that has a secret, and what it sends to get it.
+func asking(t *testing.T) (*world, *machine, []byte) {
 	w := newWorld(t, withSecrets(t))
 	m := w.enrolled(tpmtest.Start(t))
 	w.putSecret("web", "")
@@ -365,10 +364,18 @@ func TestSecretsRace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w, m, body
+}
+
+// TestSecretsRace asks for secrets while the verdict turns: by the chain of events none is
+// released while the device is red.
+func TestSecretsRace(t *testing.T) {
+	t.Parallel()
+	w, m, body := asking(t)
 	var group sync.WaitGroup
 	done := make(chan struct{})
-	given := make([]int, 4)
-	for i := range given {
+	var asked, given atomic.Int64
+	for range 4 {
 		group.Go(func() {
 			for {
 				select {
@@ -382,23 +389,24 @@ func TestSecretsRace(t *testing.T) {
 					return
 				}
 				if a.status == http.StatusOK {
-					given[i]++
+					given.Add(1)
 				} else if strings.Contains(string(a.body), "sealed") {
 					t.Errorf("%d %s", a.status, a.body)
 				}
+				asked.Add(1)
 			}
 		})
 	}
-	time.Sleep(50 * time.Millisecond)
+	until(t, func() bool { return given.Load() > 0 })
 	m.runFile("/tmp/evil")
 	m.attested(store.Untrusted)
-	time.Sleep(20 * time.Millisecond)
+	before := asked.Load()
+	until(t, func() bool { return asked.Load() >= before+8 })
 	close(done)
 	group.Wait()
-	total := given[0] + given[1] + given[2] + given[3]
 	status, events := "trusted", w.events(m.id)
 	slices.Reverse(events)
-	released := 0
+	released := int64(0)
 	for _, e := range events {
 		if s, ok := e["status"].(string); ok && s != "" {
 			status = s
@@ -409,8 +417,8 @@ func TestSecretsRace(t *testing.T) {
 			}
 		}
 	}
-	if released != total || total == 0 {
-		t.Errorf("%d answers, %d events", total, released)
+	if released != given.Load() {
+		t.Errorf("%d answers, %d events", given.Load(), released)
 	}
 }
 
