@@ -32,10 +32,16 @@ func TestRustPush(t *testing.T) {
 	p.api("POST", "/devices", map[string]any{"ek_hash": id, "policies": []string{"image"}}, 201)
 	newRust(t, p, d, "rust-push.json").launch("keylime_push_model_agent")
 	p.awaitVerdict(id, "trusted")
+	p.goesOn(d, id)
+}
+
+// goesOn has a trusted device run what is allowed, before and after the verifier is killed
+// and started again, and then what is not.
+func (p *place) goesOn(d *device, id string) {
+	p.t.Helper()
 	d.run("/bin/sh")
 	p.awaitMore(id)
 	p.awaitVerdict(id, "trusted")
-	// Killed and started again, the verifier goes on where it was.
 	p.end()
 	p.start()
 	p.awaitMore(id)
@@ -43,7 +49,7 @@ func TestRustPush(t *testing.T) {
 	d.run("/tmp/evil")
 	got := p.awaitVerdict(id, "untrusted")
 	if r := fmt.Sprint(got.Verdict.Detail.Reasons); r != "[{unknown_file /tmp/evil}]" {
-		t.Errorf("reasons %s", r)
+		p.t.Errorf("reasons %s", r)
 	}
 }
 
@@ -113,22 +119,11 @@ func TestRustPull(t *testing.T) {
 	until(t, "the payload", func() bool { b, err := os.ReadFile(unpacked); return err == nil && string(b) == "hello" })
 	until(t, "the share to be forgotten", func() bool { return p.device(id).Poll.Share == "handed over" })
 
-	d.run("/bin/sh")
-	p.awaitMore(id)
-	p.awaitVerdict(id, "trusted")
-	p.end()
-	p.start()
-	p.awaitMore(id)
-	p.awaitVerdict(id, "trusted")
-	d.run("/tmp/evil")
-	got := p.awaitVerdict(id, "untrusted")
-	if r := fmt.Sprint(got.Verdict.Detail.Reasons); r != "[{unknown_file /tmp/evil}]" {
-		t.Errorf("reasons %s", r)
-	}
+	p.goesOn(d, id)
 	p.allow("/sbin/init", "/bin/sh", "/tmp/evil")
 	p.awaitVerdict(id, "trusted")
 	agent.stop()
-	got = p.awaitVerdict(id, "overdue")
+	got := p.awaitVerdict(id, "overdue")
 	if got.Poll.Failures == 0 || a.record == nil && !strings.Contains(got.Poll.Error, "refused") {
 		t.Errorf("the agent is gone: %+v", got.Poll)
 	}
