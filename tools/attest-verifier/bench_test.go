@@ -94,8 +94,8 @@ func enrolled(b *testing.B, url string, n int) []*evidencetest.Device {
 	if err != nil {
 		b.Fatal(err)
 	}
-	active := store.TenantChange{Epoch: epoch, Activate: &store.ActivePolicy{Name: "image", Versions: []int64{1}}}
-	if err := s.ChangeByTenant(b.Context(), active, "bench", now); err != nil {
+	active := store.PolicyChange{Epoch: epoch, Activate: &store.ActivePolicy{Name: "image", Versions: []int64{1}}}
+	if err := s.ChangePolicies(b.Context(), active, "bench", now); err != nil {
 		b.Fatal(err)
 	}
 	var fleet []*evidencetest.Device

@@ -56,18 +56,16 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 		Interval: time.Duration(a.Interval), Grace: a.Grace, ChallengeLifetime: time.Duration(a.ChallengeLifetime),
 		SessionLifetime: time.Duration(a.SessionLifetime), KeepTrusted: time.Duration(s.Evidence.KeepTrusted), KeepOthers: time.Duration(s.Evidence.KeepOthers),
 		Limits: limitsOf(s)}
-	if s.TLS.ClientCA != "" {
-		var err error
-		if o.ClientCA, err = keys.ReadCertificates(s.TLS.ClientCA); err != nil {
-			return o, fmt.Errorf("tls.client_ca: %w", err)
-		}
-	}
 	var err error
 	if o.Secrets, err = readSecretKeys(s.Secrets.Key); err != nil {
 		return o, err
 	}
+	if s.TLS.ClientCA != "" {
+		if o.ClientCA, err = keys.ReadCertificates(s.TLS.ClientCA); err != nil {
+			return o, fmt.Errorf("tls.client_ca: %w", err)
+		}
+	}
 	if s.Keylime.ClientCA != "" {
-		var err error
 		if o.TenantCA, err = keys.ReadCertificates(s.Keylime.ClientCA); err != nil {
 			return o, fmt.Errorf("keylime.client_ca: %w", err)
 		}

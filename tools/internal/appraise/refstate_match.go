@@ -184,8 +184,8 @@ func (w *bootWalk) config(e *bootlog.Event) string {
 	return fmt.Sprintf("no rule of the policy is about variable %.80q", v.Name)
 }
 
-// anySignatures says that without Secure Boot a list that the policy has not is of no
-// importance.
+// anySignatures says whether a list of signatures may be any: one that the policy has not,
+// without Secure Boot.
 func (w *bootWalk) anySignatures(name string) bool {
 	return !w.secureBoot && len(w.signatures[name]) == 0
 }

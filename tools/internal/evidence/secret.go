@@ -36,8 +36,8 @@ type SecretKey struct {
 func (k *SecretKey) Name() []byte { return bytes.Clone(k.name) }
 
 // SecretQualifier is what qualifies the certification of a key for secrets: the device and
-// the challenge of the attestation that was just accepted. What was certified for another
-// device or before that attestation, is so of no use.
+// the challenge of the attestation that was just accepted. So a certification for another
+// device, or from before that attestation, is of no use.
 func SecretQualifier(device string, challenge []byte) []byte {
 	sum := sha256.Sum256(appendFields(nil, []byte("meta-attest secret key 1"), []byte(device), challenge))
 	return sum[:]

@@ -147,9 +147,8 @@ func (d *database) columns(ctx context.Context, table string) (map[string]bool, 
 	return all, rows.Err()
 }
 
-// each reads rows of columns, as texts; NULL and a column that is not there are "". No
-// field is read that is larger than max; that of the row's first column is then passed to
-// large, and the row is left out.
+// each reads rows of columns, as texts; NULL and a column that is not there are "". A row
+// with a field of more than max bytes is left out, and its first column passed to large.
 func (d *database) each(ctx context.Context, table string, limit, max int, columns []string, large func(string), row func(values []string) error) error {
 	there, err := d.columns(ctx, table)
 	if err != nil {

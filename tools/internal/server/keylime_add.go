@@ -136,7 +136,7 @@ func (s *Server) pullOf(m *tenantAdd, d store.Device, t *tenantSettings) (*store
 	if err != nil {
 		return nil, err
 	}
-	if m.Version != nil && slices.Contains(supported["2"], *m.Version) {
+	if m.Version != nil && slices.Contains(evidence.PullVersions(), *m.Version) {
 		p.Version = *m.Version
 	}
 	return &p, nil
@@ -237,7 +237,7 @@ func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantS
 	if err != nil {
 		return err
 	}
-	change := store.TenantChange{Tenant: c.who.role == Tenant, Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
+	change := store.PolicyChange{Tenant: c.who.role == Tenant, Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
 	bodies, err := s.runtimeFor(c, m, &change)
 	if err != nil {
 		return err
@@ -263,12 +263,12 @@ func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantS
 	case a.Runtime != "":
 		change.Assign = []string{a.Runtime}
 	}
-	return s.Store.ChangeByTenant(c.Context(), change, c.who.name, c.now)
+	return s.Store.ChangePolicies(c.Context(), change, c.who.name, c.now)
 }
 
 // runtimeFor finds the runtime policy, or puts the one that came with the request: under the
 // id of the device, unless it has a name.
-func (s *Server) runtimeFor(c *call, m *tenantAdd, change *store.TenantChange) ([][]byte, error) {
+func (s *Server) runtimeFor(c *call, m *tenantAdd, change *store.PolicyChange) ([][]byte, error) {
 	body, err := s.runtimeOf(m.Runtime, m.RuntimeKey)
 	if err != nil {
 		return nil, err
@@ -303,7 +303,7 @@ func (s *Server) runtimeFor(c *call, m *tenantAdd, change *store.TenantChange) (
 }
 
 // bootFor does the same for the measured boot policy.
-func (s *Server) bootFor(c *call, m *tenantAdd, change *store.TenantChange) ([]byte, error) {
+func (s *Server) bootFor(c *call, m *tenantAdd, change *store.PolicyChange) ([]byte, error) {
 	body, err := bootPolicyOf(m.MB)
 	if err != nil {
 		return nil, err

@@ -108,7 +108,7 @@ func (s *Server) tenantPutPolicy(c *call, fresh bool) error {
 			return err
 		}
 		put := store.TenantPolicy{Name: name, Kind: release.Schema, Bodies: [][]byte{body}, New: fresh}
-		return s.Store.ChangeByTenant(c.Context(), store.TenantChange{Epoch: epoch, Policies: append([]store.TenantPolicy{put}, derived...)}, c.who.name, c.now)
+		return s.Store.ChangePolicies(c.Context(), store.PolicyChange{Epoch: epoch, Policies: append([]store.TenantPolicy{put}, derived...)}, c.who.name, c.now)
 	})
 	if err != nil {
 		return err
@@ -124,13 +124,13 @@ func (s *Server) plainRuntime(c *call, name string) error {
 	return s.notRuled(c, name)
 }
 
-// notRuled refuses a policy of which a version that is in use, or is made ready for it, has
-// manifests or rules: they are the operators', and not for a tenant to replace.
+// notRuled refuses a policy with manifests or rules in a version that is active or newer than
+// all active ones: those are the operators', and not for a tenant to replace.
 func (s *Server) notRuled(c *call, name string) error {
-	older := false
+	newer := true // than all that are active: the newest comes first
 	bodies, err := s.bodiesOf(c.Context(), name, func(p store.Policy) bool {
-		defer func() { older = older || p.Active }()
-		return p.Active || !older
+		newer = newer && !p.Active
+		return p.Active || newer
 	})
 	if err != nil {
 		return err
@@ -266,7 +266,7 @@ func (s *Server) makeActive(c *call, a store.ActivePolicy) error {
 		if err != nil {
 			return err
 		}
-		return s.Store.ChangeByTenant(c.Context(), store.TenantChange{Epoch: epoch, Activate: &a, Policies: derived}, c.who.name, c.now)
+		return s.Store.ChangePolicies(c.Context(), store.PolicyChange{Epoch: epoch, Activate: &a, Policies: derived}, c.who.name, c.now)
 	})
 }
 
@@ -300,7 +300,7 @@ func (s *Server) runtimeOf(encoded string, key *string) ([]byte, error) {
 	if err != nil {
 		return nil, fail(http.StatusBadRequest, "policy", "runtime_policy is not base64")
 	}
-	// Who compiles the policy is asked what it is: no second reader is there to be misled.
+	// The parser that compiles policies says what it is, so that no second one can be misled.
 	if p, err := release.Parse(text); err != nil || !bytes.Equal(p.Runtime, text) {
 		return nil, fail(http.StatusBadRequest, "policy", "runtime_policy is no runtime policy of Keylime in JSON")
 	}
@@ -315,8 +315,8 @@ func (s *Server) runtimeOf(encoded string, key *string) ([]byte, error) {
 	return text, nil
 }
 
-// knownKey refuses a key that came with a request, unless the configuration trusts it: what
-// a signature is worth is not for who brings it to say.
+// knownKey refuses a key that came with a request, unless the configuration trusts it: who
+// brings a signature does not decide whose signatures count.
 func (s *Server) knownKey(encoded string) error {
 	text, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
@@ -397,7 +397,7 @@ func (s *Server) tenantPutMBPolicy(c *call, fresh bool) error {
 		if err != nil {
 			return err
 		}
-		change := store.TenantChange{Epoch: epoch, MB: &store.TenantMB{Name: name, Body: body, New: fresh}}
+		change := store.PolicyChange{Epoch: epoch, MB: &store.TenantMB{Name: name, Body: body, New: fresh}}
 		for _, a := range uses {
 			bodies, err := s.activeBodies(c.Context(), a.Runtime)
 			if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -409,7 +409,7 @@ func (s *Server) tenantPutMBPolicy(c *call, fresh bool) error {
 			}
 			change.Policies = append(change.Policies, p)
 		}
-		return s.Store.ChangeByTenant(c.Context(), change, c.who.name, c.now)
+		return s.Store.ChangePolicies(c.Context(), change, c.who.name, c.now)
 	})
 	if err != nil {
 		return err

@@ -34,7 +34,8 @@ type Notices struct {
 type sender struct {
 	target   string
 	parallel int
-	// send delivers one job. An error that is no [undelivered] is tried again.
+	// send delivers one job. After an error it is tried again, unless that is an
+	// [undelivered] which says never.
 	send func(context.Context, store.Job) error
 }
 
@@ -78,9 +79,9 @@ func (s *Server) addSenders() error {
 	return nil
 }
 
-// tell is who is told of a change. Of a good verdict nobody is who heard of no bad one
-// before, but only the store knows that: another verifier may have called the device overdue
-// since, or one whose clock is ahead.
+// tell is who is told of a change: of a verdict that turned bad, and of every good one. Only
+// the store knows whether anybody was told of a bad one before, as another verifier may have
+// called the device overdue since; it drops the notice if not.
 func (s *Server) tell(was, is store.Status) []store.Notice {
 	if is == store.Trusted || was != is && notice.Bad(string(is)) {
 		return s.told

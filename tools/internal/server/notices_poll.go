@@ -14,10 +14,10 @@ import (
 const (
 	// patience is how long a device waits for notices, and up to a quarter longer.
 	patience = 40 * time.Second
-	// pollPage is how many notices it gets at a time.
-	pollPage = 32
-	// pollSize bounds them, in bytes; one alone is smaller.
-	pollSize = 512 << 10
+	// noticesPage is how many notices it gets at a time.
+	noticesPage = 32
+	// noticesPageSize bounds them, in bytes; one alone is smaller.
+	noticesPageSize = 512 << 10
 	// lookPause is between two looks into the database, of each replica.
 	lookPause = time.Second
 	// lookTime bounds one look.
@@ -182,7 +182,7 @@ func (s *Server) page(ctx context.Context, key pageKey) ([]json.RawMessage, erro
 }
 
 func (s *Server) envelopes(ctx context.Context, key pageKey) ([]json.RawMessage, error) {
-	found, err := s.Store.Alarms(ctx, key.group, key.after, pollPage)
+	found, err := s.Store.Alarms(ctx, key.group, key.after, noticesPage)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func (s *Server) envelopes(ctx context.Context, key pageKey) ([]json.RawMessage,
 		if err != nil {
 			return nil, err
 		}
-		if size += len(b); size > pollSize {
+		if size += len(b); size > noticesPageSize {
 			break
 		}
 		all = append(all, b)

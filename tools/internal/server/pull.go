@@ -37,8 +37,8 @@ type Pull struct {
 
 const (
 	pollTime = 50 * time.Second // for one poll, at most
-	// After pollLease another replica polls: that is more than a poll and its writing take,
-	// and so little that nothing is overdue because one was killed.
+	// After pollLease another replica polls: longer than a poll and writing it down take, and
+	// short enough that no device is overdue because its poller was killed.
 	pollLease = 75 * time.Second
 	pollPause = time.Second     // between looking for devices whose turn it is
 	maxPause  = 5 * time.Minute // between tries to reach an agent, unless the interval is longer

@@ -394,7 +394,7 @@ func TestPulledByAnother(t *testing.T) {
 	w.expect(p.id, store.Unverified, "")
 }
 
-// Where nobody has an agent is not looked for one, whoever names it.
+// An address where no agent can be is refused, whoever names it.
 func TestPullContact(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPull(t))

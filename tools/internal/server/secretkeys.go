@@ -29,18 +29,18 @@ type secretKey struct {
 }
 
 const (
-	keySize = 32 // bytes
-	maxKeys = 16
+	secretKeySize = 32 // bytes
+	maxSecretKeys = 16
 )
 
 // ParseSecretKeys reads the content of a key file: one key of 32 random bytes after the
 // other, the newest last. The newest encrypts, all decrypt.
 func ParseSecretKeys(b []byte) (*SecretKeys, error) {
-	if len(b) == 0 || len(b)%keySize != 0 || len(b) > maxKeys*keySize {
-		return nil, fmt.Errorf("read keys for secrets: %d bytes are not 1 to %d keys of %d bytes", len(b), maxKeys, keySize)
+	if len(b) == 0 || len(b)%secretKeySize != 0 || len(b) > maxSecretKeys*secretKeySize {
+		return nil, fmt.Errorf("read keys for secrets: %d bytes are not 1 to %d keys of %d bytes", len(b), maxSecretKeys, secretKeySize)
 	}
 	k := &SecretKeys{}
-	for key := range slices.Chunk(b, keySize) {
+	for key := range slices.Chunk(b, secretKeySize) {
 		if len(bytes.Trim(key, string(key[:1]))) == 0 {
 			return nil, fmt.Errorf("read keys for secrets: key %d is not random", len(k.keys)+1)
 		}

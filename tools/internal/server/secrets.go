@@ -219,15 +219,15 @@ func (s *Server) secretKey(st *store.State, m *evidence.SecretRequest) (*evidenc
 }
 
 const (
-	pageSecrets = 32                 // in number
-	pageSize    = evidence.MaxSealed // bytes, encrypted
+	secretsPage     = 32                 // in number
+	secretsPageSize = evidence.MaxSealed // bytes, encrypted
 )
 
 // sealPage encrypts the secrets after a name, as many as an answer may hold. It has one of
 // them in memory at a time, and what it makes of them.
 func (s *Server) sealPage(ctx context.Context, st *store.State, key *evidence.SecretKey, after string) (*evidence.Secrets, []store.SecretRef, error) {
 	answer, refs, size := &evidence.Secrets{Secrets: []evidence.Secret{}}, []store.SecretRef{}, 0
-	for len(refs) < pageSecrets {
+	for len(refs) < secretsPage {
 		page, err := s.Store.SecretsOf(ctx, st.Device, after, 1)
 		if err != nil || len(page) == 0 {
 			return answer, refs, err
@@ -242,7 +242,7 @@ func (s *Server) sealPage(ctx context.Context, st *store.State, key *evidence.Se
 		if err != nil {
 			return nil, nil, fmt.Errorf("secret %s: %w", one.Name, err)
 		}
-		if size += len(sealed); size > pageSize {
+		if size += len(sealed); size > secretsPageSize {
 			break
 		}
 		answer.Secrets = append(answer.Secrets, evidence.Secret{Name: one.Name, Revision: one.Revision, Run: one.Run, Sealed: sealed})

@@ -28,7 +28,7 @@ func secretKeys(t testing.TB, firsts ...byte) *SecretKeys {
 	t.Helper()
 	var all []byte
 	for _, b := range firsts {
-		all = append(append(all, b), bytes.Repeat([]byte{'k'}, keySize-1)...)
+		all = append(append(all, b), bytes.Repeat([]byte{'k'}, secretKeySize-1)...)
 	}
 	k, err := ParseSecretKeys(all)
 	if err != nil {

@@ -153,8 +153,9 @@ func poolOf(certs []*x509.Certificate) *x509.CertPool {
 }
 
 // Run does what is due without a request, until ctx ends: it notes devices that became
-// overdue, tells others of bad verdicts, and forgets what is older than it has to be. An error of the database is logged
-// and the work tried again; no verdict depends on it.
+// overdue, tells others of bad verdicts, polls agents, and forgets what is older than it has
+// to be. An error of the database is logged and the work tried again; no verdict depends on
+// it.
 func (s *Server) Run(ctx context.Context) {
 	sweep, prune := time.NewTicker(10*time.Second), time.NewTicker(time.Hour)
 	defer sweep.Stop()

@@ -88,8 +88,8 @@ func (s *Store) Retry(ctx context.Context, j Job, reason string, at time.Time) e
 		j.ID, j.Attempts, reason, micros(at), truth(at.IsZero()))
 }
 
-// Split says that a job is done by others, which it is replaced by in one transaction. They
-// are about the same event.
+// Split replaces a job by others, about the same event, in one transaction. A job that is in
+// other hands by now is an [ErrConflict].
 func (s *Store) Split(ctx context.Context, j Job, into []Notice, now time.Time) error {
 	return s.settle(ctx, func(t *tx) error {
 		for _, n := range into {

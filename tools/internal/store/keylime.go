@@ -38,9 +38,9 @@ type TenantMB struct {
 	New  bool // one that is there already is an [ErrExists]; else there has to be one
 }
 
-// TenantChange is one act of a tenant, or that of an operator on a policy which tenants use.
-// All of it happens or nothing.
-type TenantChange struct {
+// PolicyChange is what a tenant asks for in one request, or an operator who activates a policy
+// of which others are derived. All of it happens or nothing.
+type PolicyChange struct {
 	Tenant   bool          // a tenant's: a device that an operator stopped is an [ErrStopped]
 	Epoch    int64         // of the policies when it was made up: see [Store.PolicyEpoch]; another one is an [ErrConflict]
 	Activate *ActivePolicy // an operator's: what is derived of it is in Policies
@@ -60,8 +60,11 @@ func (s *Store) PolicyEpoch(ctx context.Context) (epoch int64, err error) {
 	return epoch, nil
 }
 
-// ChangeByTenant does what c says.
-func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string, now time.Time) error {
+// ChangePolicies does what c says. It refuses with
+//   - [ErrConflict] if policies changed since c.Epoch was read;
+//   - [ErrExists], [ErrDowngrade] or [ErrStopped] as the fields of c have it;
+//   - [ErrNotFound] for a device that is not enrolled, or a policy that is not there.
+func (s *Store) ChangePolicies(ctx context.Context, c PolicyChange, actor string, now time.Time) error {
 	bodies, mb, err := s.packed(c)
 	if err != nil {
 		return fmt.Errorf("change policies: %w", invalid(err))
@@ -101,7 +104,7 @@ func (s *Store) ChangeByTenant(ctx context.Context, c TenantChange, actor string
 	return nil
 }
 
-func (s *Store) packed(c TenantChange) (bodies [][]*blob, mb *blob, err error) {
+func (s *Store) packed(c PolicyChange) (bodies [][]*blob, mb *blob, err error) {
 	for _, p := range c.Policies {
 		var all []*blob
 		for _, b := range p.Bodies {
@@ -196,7 +199,7 @@ func (t *tx) putMB(m *TenantMB, b *blob, actor string, now time.Time) error {
 		Detail: detail(map[string]any{"name": m.Name, "digest": fmt.Sprintf("%x", b.digest)})})
 }
 
-func (t *tx) addTenantAgent(c TenantChange, actor string, now time.Time) error {
+func (t *tx) addTenantAgent(c PolicyChange, actor string, now time.Time) error {
 	a := c.Agent
 	var state string
 	var attest int64
@@ -306,7 +309,7 @@ func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind string, tenant 
 
 // forgetPolicy deletes the revisions of kind of a policy that nobody is assigned to.
 func (t *tx) forgetPolicy(name, kind string) error {
-	// Who assigns it meanwhile is waited for, and then seen: see putTenantPolicy.
+	// This waits for whoever is assigning it, so that the statements below see that.
 	err := t.get([]any{new(int64)}, `SELECT highest FROM policy WHERE name = $1`+t.s.lockUpdate, name)
 	if errors.Is(err, ErrNotFound) {
 		return nil

@@ -24,7 +24,7 @@ type Alarm struct {
 }
 
 // alarm says whether anybody is told of an event: of a bad verdict always, of a good one
-// only after a bad one, and not that a device is late which is bad already.
+// only after a bad one, and of a late device only if it was not bad already.
 func (t *tx) alarm(e *draft) (bool, error) {
 	q, status := `UPDATE attestation SET alarmed = 1 WHERE device = $1`, e.Status
 	switch {
@@ -77,7 +77,7 @@ const sqlAlarms = sqlAlarm + `WHERE n.grp = $1 AND n.seq > $2 AND NOT EXISTS
 	(SELECT 1 FROM notice l WHERE l.device = n.device AND l.grp = n.grp AND l.seq > n.seq) ORDER BY n.seq LIMIT $3`
 
 // Alarms returns at most limit alarms of a group after an event, oldest first: of each
-// device the last one only, which is all that who comes late has to know.
+// device only the last one, as those before it are out of date.
 func (s *Store) Alarms(ctx context.Context, group string, after int64, limit int) ([]Alarm, error) {
 	all, err := list(ctx, s.reads, scanAlarm, sqlAlarms, group, after, limit)
 	if err != nil {
@@ -112,9 +112,9 @@ func (s *Store) Group(ctx context.Context, device string) (group string, err err
 	return group, nil
 }
 
-// PruneAlarms forgets at most limit alarms that a later one of the same device replaced, which
-// nobody asks for any more, and those before a time whose device is gone. As long as there is
-// a job about one it stays.
+// PruneAlarms deletes at most limit alarms: those that a later one of the same device and
+// group replaced, and those before a time whose device was deleted. An alarm that a job is
+// about stays.
 func (s *Store) PruneAlarms(ctx context.Context, before time.Time, limit int) (n int64, err error) {
 	err = s.write(ctx, "\xff", func(t *tx) (err error) {
 		n, err = t.exec(`DELETE FROM notice WHERE seq IN (SELECT n.seq FROM notice n JOIN event e ON e.seq = n.seq

@@ -199,7 +199,7 @@ func scanClaim(r scanner) (c PullClaim, err error) {
 func (s *Store) ReleaseShare(ctx context.Context, c PullClaim, now time.Time) error {
 	err := s.write(ctx, c.Device, func(t *tx) error {
 		var status Status
-		// Who changes the device changes this row with it.
+		// Every change of the device changes this row too.
 		err := t.get([]any{&status}, `SELECT `+sqlStatus+` FROM attestation a WHERE a.device = $2`+s.lockUpdate, micros(now), c.Device)
 		if err := gone(err); err != nil {
 			return err

@@ -227,7 +227,7 @@ func (s *Store) ReleaseSecrets(ctx context.Context, st *State, refs []SecretRef,
 		}
 		var status Status
 		var rev int64
-		// Who changes the device, its group included, changes this row with it.
+		// Every change of the device, of its group too, changes this row.
 		err := t.get([]any{&rev, &status}, `SELECT a.rev, `+sqlStatus+` FROM attestation a WHERE a.device = $2`+s.lockUpdate, micros(now), st.Device)
 		if err != nil {
 			return err

@@ -29,15 +29,15 @@ func testTenantAgents(t *testing.T, url string) {
 		}
 		return p
 	}
-	change := func(c store.TenantChange) error { return s.ChangeByTenant(ctx, c, "tenant", Start) }
+	change := func(c store.PolicyChange) error { return s.ChangePolicies(ctx, c, "tenant", Start) }
 
 	before := epoch()
-	must(t, change(store.TenantChange{Epoch: before, Policies: []store.TenantPolicy{put(true, "v1")}}))
-	want(t, change(store.TenantChange{Epoch: before, Policies: []store.TenantPolicy{put(false, "v2")}}), store.ErrConflict)
-	want(t, change(store.TenantChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(true, "v2")}}), store.ErrExists)
+	must(t, change(store.PolicyChange{Epoch: before, Policies: []store.TenantPolicy{put(true, "v1")}}))
+	want(t, change(store.PolicyChange{Epoch: before, Policies: []store.TenantPolicy{put(false, "v2")}}), store.ErrConflict)
+	want(t, change(store.PolicyChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(true, "v2")}}), store.ErrExists)
 
 	// One act of several parts happens whole or not at all.
-	add := store.TenantChange{Epoch: epoch(), Assign: []string{"image.with.x"}, Due: Start.Add(time.Hour),
+	add := store.PolicyChange{Epoch: epoch(), Assign: []string{"image.with.x"}, Due: Start.Add(time.Hour),
 		Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte("v1 and pins")}, Derived: true}},
 		MB:       &store.TenantMB{Name: "boot", Body: []byte("{}"), New: true},
 		Agent:    &store.TenantAgent{Device: "nobody", Runtime: "image", MBPolicy: "boot", TPM: `{"7":[]}`, Settings: json.RawMessage(`{"x":1}`)}}
@@ -58,7 +58,7 @@ func testTenantAgents(t *testing.T, url string) {
 		t.Errorf("device: %+v", d)
 	}
 	must(t, s.UpdateDevice(ctx, "b", store.Change{Policies: &[]string{"image"}}, "eve", Start))
-	late := store.TenantChange{Epoch: epoch(), Agent: &store.TenantAgent{Device: "b", Settings: json.RawMessage(`{}`)}}
+	late := store.PolicyChange{Epoch: epoch(), Agent: &store.TenantAgent{Device: "b", Settings: json.RawMessage(`{}`)}}
 	want(t, change(late), store.ErrExists) // an operator was first
 	must(t, s.UpdateDevice(ctx, "b", store.Change{Policies: &[]string{}}, "eve", Start))
 	if ids, err := s.VerifierDevices(ctx, "", 10); err != nil || !slices.Equal(ids, []string{"a"}) {
@@ -76,17 +76,17 @@ func testTenantAgents(t *testing.T, url string) {
 	want(t, s.DeleteMBPolicy(ctx, "boot", "tenant", Start), store.ErrInUse)
 
 	// To go back is for an operator; what is derived may.
-	must(t, change(store.TenantChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(false, "v2")}}))
-	want(t, change(store.TenantChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(false, "v1")}}), store.ErrDowngrade)
+	must(t, change(store.PolicyChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(false, "v2")}}))
+	want(t, change(store.PolicyChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(false, "v1")}}), store.ErrDowngrade)
 	for _, body := range []string{"v2 and pins", "v1 and pins"} {
-		must(t, change(store.TenantChange{Epoch: epoch(), Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte(body)}, Derived: true}}}))
+		must(t, change(store.PolicyChange{Epoch: epoch(), Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte(body)}, Derived: true}}}))
 		st := state(t, s, "a", Start)
 		if got, err := s.PolicyBody(ctx, st.Policies[0].Digest); err != nil || len(st.Policies) != 1 || string(got) != body {
 			t.Errorf("device has %q, want %q: %v", got, body, err)
 		}
 	}
-	want(t, change(store.TenantChange{Epoch: epoch(), MB: &store.TenantMB{Name: "other", Body: []byte("{}")}}), store.ErrNotFound)
-	must(t, change(store.TenantChange{Epoch: epoch(), MB: &store.TenantMB{Name: "boot", Body: []byte(`{"x":2}`)}}))
+	want(t, change(store.PolicyChange{Epoch: epoch(), MB: &store.TenantMB{Name: "other", Body: []byte("{}")}}), store.ErrNotFound)
+	must(t, change(store.PolicyChange{Epoch: epoch(), MB: &store.TenantMB{Name: "boot", Body: []byte(`{"x":2}`)}}))
 	if body, err := s.MBPolicy(ctx, "boot"); err != nil || string(body) != `{"x":2}` {
 		t.Errorf("measured boot policy: %s, %v", body, err)
 	}
@@ -105,7 +105,7 @@ func testTenantAgents(t *testing.T, url string) {
 	must(t, s.DeleteMBPolicy(ctx, "boot", "tenant", Start))
 	must(t, s.DeletePolicy(ctx, "image", "tenant", Start))
 	// A name that was deleted begins above its mark, so that nothing seems to go back.
-	must(t, change(store.TenantChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(true, "v1")}}))
+	must(t, change(store.PolicyChange{Epoch: epoch(), Policies: []store.TenantPolicy{put(true, "v1")}}))
 	_, err = s.VerifyChain(ctx, store.Head{})
 	must(t, err)
 }
@@ -148,7 +148,7 @@ func testImport(t *testing.T, url string) {
 }
 
 // testStopped: what an operator stopped no tenant lets attest again, nor forgets.
-func testStopped(t *testing.T, s *store.Store, change func(store.TenantChange) error, epoch func() int64) {
+func testStopped(t *testing.T, s *store.Store, change func(store.PolicyChange) error, epoch func() int64) {
 	t.Helper()
 	ctx := t.Context()
 	Enrol(t, s, "stopped")
@@ -156,7 +156,7 @@ func testStopped(t *testing.T, s *store.Store, change func(store.TenantChange) e
 		return s.UpdateDevice(ctx, "stopped", store.Change{Attest: &may, Tenant: tenant}, "eve", Start)
 	}
 	add := func() error {
-		return change(store.TenantChange{Tenant: true, Epoch: epoch(), Due: Start.Add(time.Hour), Agent: &store.TenantAgent{Device: "stopped", Settings: json.RawMessage(`{}`)}})
+		return change(store.PolicyChange{Tenant: true, Epoch: epoch(), Due: Start.Add(time.Hour), Agent: &store.TenantAgent{Device: "stopped", Settings: json.RawMessage(`{}`)}})
 	}
 	must(t, add())
 	must(t, attest(false, true))
@@ -188,7 +188,7 @@ func testTenantRace(t *testing.T, url string) {
 			for n := 0; n < 15; {
 				epoch, err := s.PolicyEpoch(ctx)
 				soft(t, err)
-				err = s.ChangeByTenant(ctx, store.TenantChange{Tenant: true, Epoch: epoch, Due: Start.Add(time.Hour), Assign: []string{"image.with.x"},
+				err = s.ChangePolicies(ctx, store.PolicyChange{Tenant: true, Epoch: epoch, Due: Start.Add(time.Hour), Assign: []string{"image.with.x"},
 					Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte("v1")}, Derived: true}},
 					Agent:    &store.TenantAgent{Device: id, Settings: json.RawMessage(`{}`)}}, "tenant", Start)
 				if errors.Is(err, store.ErrConflict) {

@@ -18,7 +18,7 @@ import (
 func activate(t *testing.T, s *store.Store, name string, versions []int64, downgrade bool) error {
 	epoch, err := s.PolicyEpoch(t.Context())
 	must(t, err)
-	return s.ChangeByTenant(t.Context(), store.TenantChange{Epoch: epoch,
+	return s.ChangePolicies(t.Context(), store.PolicyChange{Epoch: epoch,
 		Activate: &store.ActivePolicy{Name: name, Versions: versions, Downgrade: downgrade}}, "eve", Start)
 }
 
