@@ -23,17 +23,10 @@ import (
 // member enrols a device that only polls, and returns its token.
 func (w *world) member(id, group string) string {
 	w.t.Helper()
+	w.stored(id, group)
 	ctx, now := w.t.Context(), w.clock.Now()
-	key := func(kind string) store.Key { return store.Key{SPKI: []byte(kind + id), Public: []byte(kind + id)} }
-	secret := sha256.Sum256([]byte(id))
 	token := "session-" + id + "." + strings.Repeat("x", 16)
 	for _, err := range []error{
-		w.store.AddDevice(ctx, store.Device{ID: id, Group: group}, "test", now),
-		w.store.Register(ctx, store.Attempt{Device: id, Peer: id, Identity: store.Identity{EK: key("ek"), AK: key("ak")}, Answer: secret, Expires: now.Add(time.Minute)}, now),
-		func() error {
-			_, err := w.store.Activate(ctx, store.Activation{Device: id, Peer: id, Answer: secret, Attest: true, Due: now.Add(time.Hour)}, now)
-			return err
-		}(),
 		w.store.NewSession(ctx, store.Session{ID: "s-" + id, Device: id, Challenge: []byte("c"), Expires: now.Add(time.Hour)}, now),
 		func() error { _, err := w.store.TakeSession(ctx, "s-"+id, now); return err }(),
 		w.store.ProveSession(ctx, "s-"+id, sha256.Sum256([]byte(token)), now.Add(24*time.Hour), now),

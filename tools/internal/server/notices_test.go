@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -202,23 +203,29 @@ func TestWebhook(t *testing.T) {
 	}
 }
 
-// bad makes an alarm without a device that attests, and returns its number.
-func (w *world) bad(id, group string) int64 {
+// stored enrols a device that has no TPM.
+func (w *world) stored(id, group string) {
 	w.t.Helper()
 	ctx, now := w.t.Context(), w.clock.Now()
 	key := func(kind string) store.Key { return store.Key{SPKI: []byte(kind + id), Public: []byte(kind + id)} }
 	answer := sha256.Sum256([]byte(id))
 	identity := store.Identity{EK: key("ek"), AK: key("ak")}
+	err := errors.Join(w.store.AddDevice(ctx, store.Device{ID: id, Group: group, Attest: true}, "test", now),
+		w.store.Register(ctx, store.Attempt{Device: id, Peer: id, Identity: identity, Answer: answer, Expires: now.Add(time.Minute)}, now))
+	if err == nil {
+		_, err = w.store.Activate(ctx, store.Activation{Device: id, Peer: id, Answer: answer, Attest: true, Due: now.Add(time.Hour)}, now)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// bad makes an alarm without a device that attests, and returns its number.
+func (w *world) bad(id, group string) int64 {
+	w.t.Helper()
+	ctx, now := w.t.Context(), w.clock.Now()
 	if _, err := w.store.Device(ctx, id, now); err != nil {
-		if err := w.store.Register(ctx, store.Attempt{Device: id, Identity: identity, Answer: answer, Expires: now.Add(time.Minute)}, now); err != nil {
-			w.t.Fatal(err)
-		}
-		if _, err := w.store.Activate(ctx, store.Activation{Device: id, Answer: answer, Attest: true, Due: now.Add(time.Hour)}, now); err != nil {
-			w.t.Fatal(err)
-		}
-		if err := w.store.UpdateDevice(ctx, id, store.Change{Group: &group}, "test", now); err != nil {
-			w.t.Fatal(err)
-		}
+		w.stored(id, group)
 	}
 	st, err := w.store.State(ctx, id, now)
 	if err != nil {
