@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -90,7 +89,7 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*pen
 	}}}
 	var boot []byte // what was appraised of it, where its list goes on
 	if list := can.IMA(); list != nil {
-		offset, err := s.offset(c.Context(), st, asked.Expected(ak, p.Terms), can, ref)
+		offset, err := offsetOf(st, asked.Expected(ak, p.Terms), can, ref)
 		if err != nil {
 			return nil, err
 		}
@@ -114,8 +113,8 @@ func (s *Server) ask(c *call, st *store.State, can *evidence.Capabilities) (*pen
 // bootDrift is by how much two tellings of the time of one boot may differ.
 const bootDrift = 30 * time.Second
 
-// offset is the first entry to send: 0 where nothing that is known can be gone on from.
-func (s *Server) offset(ctx context.Context, st *store.State, want evidence.Expected, can *evidence.Capabilities, ref *reference) (int, error) {
+// offsetOf is the first entry to send: 0 where nothing that is known can be gone on from.
+func offsetOf(st *store.State, want evidence.Expected, can *evidence.Capabilities, ref *reference) (int, error) {
 	k, err := decodeState[known](st.Evidence)
 	if err != nil {
 		return 0, err

@@ -38,7 +38,7 @@ func (s *Server) listEvents(c *call) error {
 	if err != nil {
 		return err
 	}
-	before, err := c.number("before", 0)
+	before, err := c.number("before")
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (s *Server) listEvents(c *call) error {
 
 // checkEvents reads the chain from the head that the caller remembers, or from its begin.
 func (s *Server) checkEvents(c *call) error {
-	seq, err := c.number("seq", 0)
+	seq, err := c.number("seq")
 	if err != nil {
 		return err
 	}

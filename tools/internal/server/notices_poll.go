@@ -231,7 +231,7 @@ func (s *Server) pollNotices(c *call) error {
 	if err := c.version("3"); err != nil {
 		return err
 	}
-	after, err := c.number("after", 0)
+	after, err := c.number("after")
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (s *Server) putPolicy(c *call) error {
 	if err := store.CheckID(name); err != nil {
 		return fail(http.StatusBadRequest, "name", "%v", err)
 	}
-	version, err := c.number("version", 0)
+	version, err := c.number("version")
 	if err != nil {
 		return err
 	}
@@ -97,11 +97,11 @@ func (s *Server) check(name string, body []byte) (warnings []string, err error) 
 	return append([]string{}, ref.Warnings()...), nil
 }
 
-// number reads a member of the query.
-func (c *call) number(name string, otherwise int64) (int64, error) {
+// number reads a number of the query, 0 if it is not there.
+func (c *call) number(name string) (int64, error) {
 	text := c.URL.Query().Get(name)
 	if text == "" {
-		return otherwise, nil
+		return 0, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n < 0 {

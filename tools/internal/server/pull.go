@@ -267,7 +267,7 @@ func (s *Server) askPolled(ctx context.Context, st *store.State, now time.Time) 
 	asked := &p.Asked
 	asked.Requested = []evidence.Request{{Class: evidence.ClassCertification, Type: evidence.TypeQuote, Parameters: evidence.Parameters{
 		Challenge: []byte(q.Nonce), Scheme: ak.Scheme(), Hash: ak.Hash(), Selected: map[string][]int{ak.Hash(): q.WithKeyPCR()}}}}
-	if q.Offset, err = s.offset(ctx, st, asked.Expected(ak, p.Terms), can, ref); err != nil {
+	if q.Offset, err = offsetOf(st, asked.Expected(ak, p.Terms), can, ref); err != nil {
 		return nil, nil, err
 	}
 	log.Parameters.Offset = &q.Offset
