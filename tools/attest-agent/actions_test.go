@@ -16,6 +16,9 @@ func TestIsolatePeer(t *testing.T) {
 		t.Skipf("a network of its own needs root: %v: %s", err, out)
 	}
 	script, err := filepath.Abs("actions/isolate-peer")
+	if err == nil {
+		_, err = os.Stat(script) // tells go test that the result depends on it
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -210,6 +210,28 @@ func TestStateFolderTraps(t *testing.T) {
 	}
 }
 
+// TestStateFolderOfOthers: a setting that names a folder of the system's locks nobody out.
+func TestStateFolderOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"lib", "lib/other"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f, err := openFolder(filepath.Join(dir, "lib")); err == nil {
+		f.close()
+		t.Error("it was taken")
+	}
+	if info, err := os.Stat(filepath.Join(dir, "lib")); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	f, err := openFolder(filepath.Join(dir, "lib", "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.close()
+}
+
 // TestKeyStays: there is no moment without a key that the registrar may know.
 func TestKeyStays(t *testing.T) {
 	f, err := openFolder(filepath.Join(t.TempDir(), "state"))
