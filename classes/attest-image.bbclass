@@ -30,7 +30,8 @@
 # ATTEST_SECRETS_EXECUTE "1": the device runs what a secret of the verifier says is to be run, as the user attest
 # ATTEST_LISTEN, ATTEST_LISTEN_CA
 #                        "0.0.0.0:9002" and the CA of those who may call there, PEM: the device is polled, as Keylime does
-#                        it. Its address, contact = "192.0.2.7:9002", is in /etc/attest/agent.d/*.toml of the device.
+#                        it, at the address from which it reaches the registrar. Where that is none at which it is
+#                        reached, contact = "192.0.2.7:9002" is in /etc/attest/agent.d/*.toml of the device.
 # ATTEST_MANIFEST        where such an image has its own manifest, by which attest-agent verify checks it without a
 #                        network: "/usr/share/attest/image.attest.json", some 500 bytes a file; "" is none
 # ATTEST_IVERSION        "/ /data": mount points that get iversion in /etc/fstab, without which IMA does not

@@ -34,6 +34,9 @@ func (a *actions) run(ctx context.Context, e *notice.Event, payload []byte, boot
 		a.failed++
 		a.say("actions: %s", printable(err.Error(), maxShown))
 	}
+	if err == nil && len(programs) == 0 {
+		a.say("actions: no executable program is in %s: nothing was run", dir)
+	}
 	self := a.self() == e.Subject
 	input := localEvent(payload, self, boot)
 	env := actionEnv(e, self, boot)

@@ -362,6 +362,17 @@ func TestActPrograms(t *testing.T) {
 		a.write("actions/40-no", "", 0o644)
 		_ = os.Chmod(filepath.Join(a.dir, "actions"), 0o755)
 	}
+	programs, err := actionPrograms(filepath.Join(a.dir, "actions"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range programs {
+		_ = os.Remove(filepath.Join(a.dir, "actions", p))
+	}
+	a.leave(3, a.envelope(3, "x", "untrusted"))
+	if out := a.act(0); !strings.Contains(out, "no executable program is in "+a.dir+"/actions: nothing was run") {
+		t.Errorf("nothing but a file that is not executable: %s", out)
+	}
 }
 
 // TestActKilled: what a program started ends with it, and the next one has its turn.

@@ -75,7 +75,7 @@ var known = []struct{ key, value, help string }{
 	{"secrets_execute", "", "\"1\": run what a secret says is to be run, as the agent's user (default: nothing is run)"},
 	{"listen", "", "`ADDRESS` to answer Keylime's verifier and tenant at, as 0.0.0.0:9002 (default: no port is opened)"},
 	{"listen_ca", "", "`FILE` with the certificates, PEM, that alone may have signed the certificate of who calls there"},
-	{"contact", "", "`IP:PORT` at which the device is polled, as the registrar is told (default: listen)"},
+	{"contact", "", "`IP:PORT` at which the device is polled, as the registrar is told (default: listen; of 0.0.0.0 the address that the registrar is reached from)"},
 	{"revocation_cert", "", "`FILE` with the certificate, PEM, that signs Keylime's notices of other devices (default: the payload's)"},
 	{"notice_ca", "", "`FILE` with the certificates, PEM, whose keys alone may sign notices of other devices (default: none is asked for)"},
 	{"notices_dir", "/run/attest-agent/notices", "`FOLDER` in which the agent leaves notices for attest-agent act"},

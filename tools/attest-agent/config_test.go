@@ -51,7 +51,7 @@ func TestConfig(t *testing.T) {
 	}
 	for name, tt := range map[string]struct{ file, env, want string }{
 		"unknown key":   {"ca = \"/ca\"\nverifer_url = \"x\"\n", "", "agent.toml:2: unknown key \"verifer_url\""},
-		"other type":    {"id = 7\n", "", "line 1 (last key \"id\")"},
+		"other type":    {"id = 7\n", "", "agent.toml:1: id: incompatible types"},
 		"plain http":    {"verifier_url = \"http://host\"\n", "", "is not https://"},
 		"no time":       {"retry_max = \"soon\"\n", "", "is no time"},
 		"id of a path":  {"id = \"../x\"\n", "", "id: agent id has"},

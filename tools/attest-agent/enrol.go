@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -75,19 +77,46 @@ func (a *agent) close() {
 	}
 }
 
-// enrolled says whether this key was registered there under this id.
-func (a *agent) enrolled() bool {
+// enrolled says whether this key was registered there under this id, and this address.
+func (a *agent) enrolled(ctx context.Context) bool {
 	id := a.config.get("id")
-	return a.state.ID != "" && (id == "" || id == a.state.ID) &&
-		a.state.Key == a.device.keyName() && a.state.Registrar == a.config.registrar.String() && a.state.Contact == a.contact()
+	if a.state.ID == "" || id != "" && id != a.state.ID || a.state.Key != a.device.keyName() || a.state.Registrar != a.config.registrar.String() {
+		return false
+	}
+	// Who polls may reach a device that does not reach the registrar now.
+	contact, err := a.contact(ctx)
+	return err != nil || a.state.Contact == a.shown(contact)
 }
 
-// contact is where the device is polled, and what it shows there; "" where it is not polled.
-func (a *agent) contact() string {
+// contact is where the device is polled. Where the port is open at all addresses, it is the
+// one of them from which the registrar is reached.
+func (a *agent) contact(ctx context.Context) (netip.AddrPort, error) {
+	contact := a.config.contact
+	if a.identity == nil || !contact.Addr().IsUnspecified() {
+		return contact, nil
+	}
+	network, port := "udp", a.config.registrar.Port()
+	if contact.Addr().Is4() {
+		network = "udp4"
+	}
+	if port == "" {
+		port = "443"
+	}
+	// No packet leaves: the kernel looks for the route.
+	conn, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(a.config.registrar.Hostname(), port))
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: the way to %s: %w", errNoContact, a.config.registrar, err)
+	}
+	defer conn.Close()
+	return netip.AddrPortFrom(conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone(""), contact.Port()), nil
+}
+
+// shown is an address and what the device shows there; "" where it is not polled.
+func (a *agent) shown(contact netip.AddrPort) string {
 	if a.identity == nil {
 		return ""
 	}
-	return a.config.contact.String() + " " + a.identity.fingerprint()
+	return contact.String() + " " + a.identity.fingerprint()
 }
 
 // hashOf is the id that a device has by itself.
@@ -122,8 +151,12 @@ func (a *agent) enrol(ctx context.Context) error {
 		text := evidence.FormatCertificates(ders)
 		r.EKCert = &text
 	}
+	contact, err := a.contact(ctx)
+	if err != nil {
+		return err
+	}
 	if a.identity != nil {
-		ip, port := a.config.contact.Addr().String(), int(a.config.contact.Port())
+		ip, port := contact.Addr().String(), int(contact.Port())
 		r.IP, r.Port, r.TLSCert = &ip, &port, &a.identity.cert
 	}
 	version, err := a.client.version(ctx)
@@ -156,7 +189,7 @@ func (a *agent) enrol(ctx context.Context) error {
 	if a.state.ID != id {
 		a.state.Verdict, a.state.Since, a.state.Attested = nil, time.Time{}, time.Time{}
 	}
-	a.state.ID, a.state.Key, a.state.Registrar, a.state.Contact = id, a.device.keyName(), a.config.registrar.String(), a.contact()
+	a.state.ID, a.state.Key, a.state.Registrar, a.state.Contact = id, a.device.keyName(), a.config.registrar.String(), a.shown(contact)
 	return a.folder.save(a.state)
 }
 

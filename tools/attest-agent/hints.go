@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,7 +24,7 @@ var (
 	errNoRegistrar = errors.New("neither registrar_url nor verifier_url is set")
 	errNoListenCA  = errors.New("listen is set and listen_ca is not")
 	errNoPull      = errors.New("this agent was built without the pull model")
-	errNoContact   = errors.New("nobody can be sent to that address")
+	errNoContact   = errors.New("no address to be polled at")
 )
 
 // hints maps the errors that a person can mend to what mends them.
@@ -45,6 +46,8 @@ var hints = []struct {
 	{errNoUser, `make it (useradd --system attest), or set user = "" to stay the user that started the agent`},
 	{tpm.ErrAbsent, "attest-agent doctor"},
 	{tpm.ErrDenied, "run as root, or as a user of the group tss"},
+	{fs.ErrPermission, "run as root; it becomes another user by itself, where the setting user names one"},
+	{syscall.EADDRINUSE, "another program listens there, maybe attest-agent itself; another address: listen, and contact"},
 	{tpm.ErrForeign, "make a new key and enrol it: attest-agent enrol --new-key"},
 }
 
@@ -57,7 +60,7 @@ func hintFor(err error) string {
 	}
 	var status *statusError
 	if errors.As(err, &status) && status.what == whatRegister && status.status == http.StatusForbidden {
-		return "where an operator named this device, set id to that name; where its TPM or key was changed on purpose, an operator forgets the device first: attest fleet delete ID"
+		return "where an operator named this device, set id to that name; where its TPM or key was changed on purpose, an operator forgets the device first: attest fleet delete ID (of Keylime: keylime_tenant -c regdelete -u ID)"
 	}
 	if errors.As(err, &status) && status.what == whatSession && status.status == http.StatusNotFound {
 		return "no verifier answers there: look at the host and the port in verifier_url (8881; the registrar's is 8891)"

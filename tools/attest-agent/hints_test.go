@@ -27,6 +27,8 @@ func TestHintsOfNetwork(t *testing.T) {
 		"the registrar's port":  {&statusError{what: whatSession, status: http.StatusNotFound}, "8881"},
 		"named by an operator":  {&statusError{what: whatRegister, status: http.StatusForbidden}, "set id to that name"},
 		"of the TPM's emulator": {fmt.Errorf("open TPM tcp:127.0.0.1:1: %w", refused), ""},
+		"not root":              {fmt.Errorf("lock state folder: %w", syscall.EACCES), "run as root"},
+		"port in use":           {fmt.Errorf("listen: %w", syscall.EADDRINUSE), "another address: listen"},
 		"unknown":               {errors.New("unknown"), ""},
 	} {
 		if got := hintFor(c.err); !strings.Contains(got, c.want) || (got == "") != (c.want == "") {

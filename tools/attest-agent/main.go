@@ -147,7 +147,7 @@ func (f *verbFlags) parse(in *invocation) error {
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
+		return fmt.Errorf("%s: %w: attest-agent %s --help lists the flags", f.Name(), err, f.Name())
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func (c *Config) checkListen() error {
 	if c.contact, err = netip.ParseAddrPort(contact); err != nil || c.contact.Port() == 0 || c.contact.Addr().Zone() != "" {
 		return fmt.Errorf("%s: %s = %q is not IP:PORT", c.origins[origin], origin, contact)
 	}
-	if c.contact.Addr().IsUnspecified() {
+	if c.contact.Addr().IsUnspecified() && origin == "contact" {
 		return fmt.Errorf("%s: %s = %q: %w", c.origins[origin], origin, contact, errNoContact)
 	}
 	return nil

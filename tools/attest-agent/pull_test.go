@@ -222,8 +222,14 @@ func TestPolled(t *testing.T) {
 	checkKeyPCR(t, claims, key)
 	m.run("/bin/sh")
 	p.kill(m)
-	m.start(m.command("run", flags...))
+	registered := m.state().Contact
+	_, port, _ := strings.Cut(c.listen, ":")
+	// To be open at all addresses is to be polled at the one that the registrar sees.
+	m.start(m.command("run", append(flags, "--listen", "0.0.0.0:"+port)...))
 	c.wait()
+	if at := m.state().Contact; at != registered || !strings.HasPrefix(at, c.listen+" ") {
+		t.Errorf("polled at %s, was %s", at, registered)
+	}
 	claims, _, again := c.quote(ak, state, evidence.QuoteRequest{PCRs: []int{0, 10}, Offset: 2})
 	if claims.Covered() != 3 || again != "" {
 		t.Errorf("%d entries are covered, with key %q", claims.Covered(), again)
@@ -238,6 +244,9 @@ func TestPolled(t *testing.T) {
 	}
 	if out, _ := m.command("doctor", flags...).CombinedOutput(); !strings.Contains(string(out), "polled at "+c.listen) || strings.Contains(string(out), "panic") {
 		t.Errorf("doctor: %s", out)
+	}
+	if out, err := m.command("run", append(flags, "--contact", "0.0.0.0:"+port)...).CombinedOutput(); err == nil || !strings.Contains(string(out), "no address to be polled at\nattest-agent: hint: write contact") {
+		t.Errorf("to be polled anywhere: %v: %s", err, out)
 	}
 	info, err := evidence.DecodeAnswer[evidence.AgentInfo](bytes.NewReader(c.want(200, "GET", "/v2.2/agent/info", nil)))
 	if err != nil || info.Results.ID != m.state().ID {

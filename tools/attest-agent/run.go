@@ -187,7 +187,7 @@ func (a *agent) ready(ctx context.Context) error {
 			a.say("made attestation key %s", a.device.keyName())
 		}
 	}
-	if !a.enrolled() {
+	if !a.enrolled(ctx) {
 		if err := a.enrolAndSay(ctx); err != nil {
 			return errors.Join(err, a.device.probe()) // what failed may be the TPM
 		}

@@ -17,7 +17,7 @@ const maxReasons = 16
 // describe is a verdict in one line.
 func describe(v *evidence.Verdict) string {
 	if v == nil || v.State == "" {
-		return "the verifier gave no verdict"
+		return "the verifier gave no verdict, as Keylime's never does"
 	}
 	text := v.State
 	for i, r := range v.Reasons {

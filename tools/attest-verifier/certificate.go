@@ -133,11 +133,11 @@ polled know the verifier, and it opens nothing else.`,
 func readAuthority(c *cobra.Command, dir string) (*tlsAuthority, error) {
 	certs, err := keys.ReadCertificates(filepath.Join(dir, "ca.crt"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--ca: %w", err)
 	}
 	key, err := keys.Open(c.Context(), filepath.Join(dir, "ca.key"), keys.Options{})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--ca: %w", err)
 	}
 	return &tlsAuthority{key, certs[0]}, nil
 }

@@ -45,12 +45,12 @@ type settings struct {
 		ClientCA string `toml:"client_ca" help:"PEM file: who issues operators' certificates (OU=operator or OU=admin)"`
 	} `toml:"tls"`
 	Registrar struct {
-		Listen  string `toml:"listen"`
-		Enabled bool   `toml:"enabled"`
+		Listen  string `toml:"listen" help:"where devices enrol"`
+		Enabled bool   `toml:"enabled" help:"answer there"`
 	} `toml:"registrar"`
 	Verifier struct {
-		Listen  string `toml:"listen"`
-		Enabled bool   `toml:"enabled"`
+		Listen  string `toml:"listen" help:"where devices attest, and operators ask"`
+		Enabled bool   `toml:"enabled" help:"answer there"`
 	} `toml:"verifier"`
 	Operations struct {
 		Listen string `toml:"listen" help:"/livez /readyz /metrics; TLS unless on the loopback device; \"\": off"`
@@ -58,8 +58,8 @@ type settings struct {
 	Attestation struct {
 		Interval          duration `toml:"interval" help:"between attestations of a device"`
 		Grace             int      `toml:"grace" help:"intervals after which a device is overdue"`
-		ChallengeLifetime duration `toml:"challenge_lifetime"`
-		SessionLifetime   duration `toml:"session_lifetime"`
+		ChallengeLifetime duration `toml:"challenge_lifetime" help:"in which a device has to answer"`
+		SessionLifetime   duration `toml:"session_lifetime" help:"after which a device proves anew who it is"`
 		EKCA              []string `toml:"ek_ca" help:"PEM files, or folders of them: certificates of TPM manufacturers"`
 		EKCheck           string   `toml:"ek_check" help:"require: only TPMs of these; tofu: any, with an alarm"`
 		DeviceID          string   `toml:"device_id" help:"ek: the hash of the EK, or what an operator named; any"`
@@ -76,7 +76,7 @@ type settings struct {
 		Key           string   `toml:"key" help:"PEM file: its private key, readable by nobody else"`
 		Networks      []string `toml:"networks" help:"where polled agents may be, as in 10.0.0.0/8; []: anywhere but loopback, link-local and multicast addresses"`
 		Parallel      int      `toml:"parallel" help:"polls at a time"`
-		RevocationKey string   `toml:"revocation_key" help:"RSA key, URI: signs what polled agents are told of bad verdicts of others; \"\": they are told nothing"`
+		RevocationKey string   `toml:"revocation_key" help:"PEM file: an RSA key, readable by nobody else, that signs what polled agents are told of bad verdicts of others; \"\": they are told nothing"`
 	} `toml:"pull"`
 	Keylime struct {
 		ClientCA string `toml:"client_ca" help:"PEM file: who issues the certificates of Keylime's tenants; \"\": no tenant is answered"`
@@ -122,16 +122,20 @@ func defaultSettings() *settings {
 	return s
 }
 
-// check refuses what would only be noticed later.
-func (s *settings) check() error {
+// check refuses what would only be noticed later, and says which of all set it.
+func (s *settings) check(all []*field) error {
 	var errs []error
+	refuse := func(name, format string, args ...any) {
+		origin := find(all, func(f *field) bool { return f.key == name }).origin
+		errs = append(errs, fmt.Errorf("%s: %s: "+format, append([]any{origin, name}, args...)...))
+	}
 	oneOf := func(name, value string, allowed ...string) {
 		for _, a := range allowed {
 			if a == value {
 				return
 			}
 		}
-		errs = append(errs, fmt.Errorf("%s: %q is none of %s", name, value, strings.Join(allowed, ", ")))
+		refuse(name, "%q is none of %s", value, strings.Join(allowed, ", "))
 	}
 	oneOf("attestation.ek_check", s.Attestation.EKCheck, "require", "tofu")
 	oneOf("attestation.device_id", s.Attestation.DeviceID, "ek", "any")
@@ -140,11 +144,11 @@ func (s *settings) check() error {
 		"limits.connections_ip": s.Limits.ConnectionsIP, "limits.requests_ip": s.Limits.RequestsIP, "limits.requests_device": s.Limits.RequestsDevice,
 		"limits.replays": s.Limits.Replays, "pull.parallel": s.Pull.Parallel, "limits.reference_memory": s.Limits.ReferenceMemory, "limits.waiters": s.Limits.Waiters} {
 		if n < 1 || n > 1<<20 {
-			errs = append(errs, fmt.Errorf("%s: %d is not 1 to %d", name, n, 1<<20))
+			refuse(name, "%d is not 1 to %d", n, 1<<20)
 		}
 	}
 	if s.Database == "" {
-		errs = append(errs, errors.New("database: is empty"))
+		refuse("database", "is empty")
 	}
 	return errors.Join(errs...)
 }
@@ -268,7 +272,7 @@ func readSettings(c *cobra.Command) (*settings, []*field, error) {
 			return nil, nil, err
 		}
 	}
-	return s, all, s.check()
+	return s, all, s.check(all)
 }
 
 // readInto reads a file over s, and notes which keys it sets.
@@ -290,6 +294,13 @@ func readInto(s *settings, all []*field, file string) error {
 		if set[f.key] {
 			f.origin = file
 		}
+	}
+	if set["database"] && s.shownDatabase() != s.Database {
+		info, err := os.Stat(file)
+		if err == nil && info.Mode().Perm()&0o007 != 0 {
+			err = fmt.Errorf("%s: everybody may read or change the password of the database (mode %04o): chmod 600 it", file, info.Mode().Perm())
+		}
+		return err
 	}
 	return nil
 }
@@ -368,6 +379,7 @@ func newConfig() *cobra.Command {
 	show := &cobra.Command{
 		Use:     "show",
 		Short:   "Show the configuration as it is used, without the password of the database",
+		Long:    "show prints the configuration as a file would have it. What there is to set, with its default:\n" + describeSettings(),
 		Example: "  attest-verifier config show --origin",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -388,6 +400,23 @@ func newConfig() *cobra.Command {
 	parent := &cobra.Command{Use: "config", Short: "Look at the configuration"}
 	parent.AddCommand(show)
 	return parent
+}
+
+// describeSettings is what the manual says of each key.
+func describeSettings() string {
+	var b strings.Builder
+	section := ""
+	for _, f := range fields(defaultSettings()) {
+		name := f.key
+		if before, key, ok := strings.Cut(f.key, "."); ok {
+			if name = key; before != section {
+				section = before
+				fmt.Fprintf(&b, "\n    [%s]", section)
+			}
+		}
+		fmt.Fprintf(&b, "\n    %s = %s\n        %s", name, f.show(), f.help)
+	}
+	return b.String()
 }
 
 func showTOML(w io.Writer, all []*field, origin bool) {
@@ -431,8 +460,13 @@ func showJSON(w io.Writer, all []*field) error {
 
 // shownDatabase is the database without its password.
 func (s *settings) shownDatabase() string {
-	if u, err := url.Parse(s.Database); err == nil {
-		return u.Redacted()
+	scheme, _, isURL := strings.Cut(s.Database, "://")
+	if !isURL {
+		return s.Database
 	}
-	return s.Database
+	u, err := url.Parse(s.Database)
+	if err != nil {
+		return scheme + "://xxxxx"
+	}
+	return u.Redacted()
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -38,12 +39,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	understood := false // flags and arguments
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
+	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(strings.TrimSpace(line)))
+		if line = strings.TrimSpace(line); line != "" {
+			fmt.Fprintf(stderr, "attest-verifier: error: %s\n", printable(line))
+		}
+	}
+	if !understood {
+		fmt.Fprintf(stderr, "attest-verifier: hint: %s --help\n", command.CommandPath())
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
@@ -79,8 +87,11 @@ var hints = []struct {
 	{errNoCertificate, "set [tls] cert and key; to make a CA and a certificate: attest-verifier certificate --help"},
 	{store.ErrSchema, "attest-verifier migrate"},
 	{errNoSecretKey, `make one (umask 077; head -c 32 /dev/urandom >secrets.key) and set [secrets] key = "secrets.key"`},
+	{errNoWebhookSecret, `make one (umask 077; echo "whsec_$(openssl rand -base64 32)" >siem.secret) and set secret = "siem.secret" in [[notices.webhook]]`},
 	{store.ErrExists, "take another name, or forget the old one: attest-verifier token revoke NAME"},
 	{errNoManufacturers, `name their folders in [attestation] ek_ca, or enrol on trust with ek_check = "tofu"`},
+	{syscall.EADDRINUSE, "another program listens there, maybe attest-verifier itself; take another address: [registrar], [verifier] or [operations] listen"},
+	{fs.ErrPermission, "run as a user that may do that; attest-verifier.service, which is no root, gets the keys of root by LoadCredential="},
 	{errNothing, "set enabled = true in [registrar] or [verifier]"},
 }
 

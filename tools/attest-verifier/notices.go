@@ -52,7 +52,10 @@ func showWebhooks(all []webhookSettings) string {
 	return "[" + strings.Join(tables, ", ") + "]"
 }
 
-var errWebhookName = errors.New("a webhook has no name, or that of another")
+var (
+	errWebhookName     = errors.New("a webhook has no name, or that of another")
+	errNoWebhookSecret = errors.New("no secret: whoever receives its notices could not tell them from another's")
+)
 
 // noticesOf reads what notices are signed and sent with. The key is open until the end.
 func noticesOf(ctx context.Context, s *settings) (server.Notices, error) {
@@ -91,9 +94,12 @@ func noticesOf(ctx context.Context, s *settings) (server.Notices, error) {
 
 func webhookOf(w webhookSettings) (server.Webhook, error) {
 	hook := server.Webhook{Name: w.Name, URL: w.URL, TLS: &tls.Config{}}
+	if w.Secret == "" {
+		return hook, errNoWebhookSecret
+	}
 	text, err := readSecret(w.Secret)
 	if err != nil {
-		return hook, err
+		return hook, fmt.Errorf("secret: %w", err)
 	}
 	line, _, _ := strings.Cut(text, "\n")
 	if hook.Secret, err = notice.ParseSecret(line); err != nil {
@@ -102,7 +108,7 @@ func webhookOf(w webhookSettings) (server.Webhook, error) {
 	if w.CA != "" {
 		certs, err := keys.ReadCertificates(w.CA)
 		if err != nil {
-			return hook, err
+			return hook, fmt.Errorf("ca: %w", err)
 		}
 		hook.TLS.RootCAs = x509.NewCertPool()
 		for _, c := range certs {
@@ -111,7 +117,7 @@ func webhookOf(w webhookSettings) (server.Webhook, error) {
 	}
 	if w.Cert != "" || w.Key != "" {
 		if _, err := readSecret(w.Key); err != nil {
-			return hook, err
+			return hook, fmt.Errorf("key: %w", err)
 		}
 		pair, err := tls.LoadX509KeyPair(w.Cert, w.Key)
 		if err != nil {

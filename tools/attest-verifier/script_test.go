@@ -17,3 +17,12 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
 }
+
+// TestSettingsAreDescribed: the manual of config show has all of them.
+func TestSettingsAreDescribed(t *testing.T) {
+	for _, f := range fields(defaultSettings()) {
+		if f.help == "" {
+			t.Errorf("%s: nothing says what it is", f.key)
+		}
+	}
+}

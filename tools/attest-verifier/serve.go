@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -58,7 +59,7 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 	if s.TLS.ClientCA != "" {
 		var err error
 		if o.ClientCA, err = keys.ReadCertificates(s.TLS.ClientCA); err != nil {
-			return o, err
+			return o, fmt.Errorf("tls.client_ca: %w", err)
 		}
 	}
 	var err error
@@ -68,20 +69,20 @@ func options(s *settings, st *store.Store, log *slog.Logger) (server.Options, er
 	if s.Keylime.ClientCA != "" {
 		var err error
 		if o.TenantCA, err = keys.ReadCertificates(s.Keylime.ClientCA); err != nil {
-			return o, err
+			return o, fmt.Errorf("keylime.client_ca: %w", err)
 		}
 	}
 	for _, path := range s.Policy.Certificates {
 		certs, err := keys.ReadCertificates(path)
 		if err != nil {
-			return o, err
+			return o, fmt.Errorf("policy.certificates: %w", err)
 		}
 		o.Releases = append(o.Releases, certs...)
 	}
 	if len(a.EKCA) > 0 {
 		pems, err := pemFiles(a.EKCA)
 		if err != nil {
-			return o, err
+			return o, fmt.Errorf("attestation.ek_ca: %w", err)
 		}
 		if o.EKCA, err = evidence.NewCAStore(pems...); err != nil {
 			return o, fmt.Errorf("attestation.ek_ca: %w", err)
@@ -100,8 +101,11 @@ func limitsOf(s *settings) server.Limits {
 
 func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 	pair, err := newCertificateFile(s.TLS.Cert, s.TLS.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("tls: %w: %w", err, errNoCertificate)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("tls: %w", err)
 	}
 	if leaf := pair.current().Leaf; time.Now().After(leaf.NotAfter) {
 		log.Warn("the TLS certificate has expired: no device and no operator takes it", "file", s.TLS.Cert, "until", leaf.NotAfter)
@@ -119,7 +123,7 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 		return err
 	}
 	var polling *certificateFile
-	if o.Pull, polling, err = pullOf(ctx, s); err != nil {
+	if o.Pull, polling, err = pullOf(s); err != nil {
 		return err
 	}
 	srv, err := server.New(o)
@@ -161,7 +165,7 @@ func open(ctx context.Context, s *settings, srv *server.Server, pair *certificat
 		}
 		l.Address = address
 		if err := l.Open(ctx, limitsOf(s), log); err != nil {
-			return err
+			return fmt.Errorf("%s.listen: %w", name, err)
 		}
 		log.Info("listening", "for", name, "address", l.Address)
 		all = append(all, &l)

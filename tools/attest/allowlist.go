@@ -77,6 +77,11 @@ func newAllowlistCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create MANIFEST... --cert FILE",
 		Short: "Make a list of the files of manifests",
+		Long: `create writes the files of manifests as a runtime policy of Keylime, or as sha256sum does.
+
+Keylime's verifier judges boot_aggregate, too, which no manifest has: it computes the digest
+where the device has a measured boot policy; for others give --exclude 'boot_aggregate$'.
+attest-verifier computes it always.`,
 		Example: `  attest allowlist create image.attest.json --cert ima.crt --exclude '/var/log/' --output policy.json
   attest allowlist create image.attest.json --cert ima.crt --format sums | (cd rootfs && sed 's,  /,  ./,' | sha256sum --check)`,
 		Args: cobra.MinimumNArgs(1),

@@ -55,6 +55,7 @@ var hints = []struct {
 	{errServerDate, "look at the clock of this machine (date), and let the verifier have a new certificate: [tls] cert and key of its configuration"},
 	{errServerName, "give --server with a name or address of the certificate, or make one for this name: attest-verifier certificate init --host NAME"},
 	{errUnreached, "look at the address and the port (8881 unless the verifier's configuration says another), and whether attest-verifier serve runs"},
+	{errNoHost, "look at --server, or server in fleet.toml, and at the name servers of this machine"},
 	{errRefusedWho, "make a token, attest-verifier token create NAME, or a certificate, attest-verifier certificate client NAME"},
 	{appraise.ErrUnsigned, "give the certificate that signed the runtime policy: --cert FILE"},
 	{errNothingToImport, "attest fleet import --database reg_data.sqlite --database cv_data.sqlite, or --answers FILE"},

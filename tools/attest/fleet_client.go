@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 
 	"github.com/meta-attest/meta-attest/tools/internal/keys"
@@ -28,6 +30,7 @@ var (
 	errInUse      = errors.New("it is in use")
 	errChain      = errors.New("the history was changed after it was written")
 	errUnreached  = errors.New("nobody listens there")
+	errNoHost     = errors.New("the name of the verifier is not known")
 	errNoPath     = errors.New("this is not where operators are answered")
 )
 
@@ -119,7 +122,12 @@ func (c *fleetClient) request(ctx context.Context, method, path, content string,
 		return nil, fmt.Errorf("the verifier's answer has more than %d bytes", maxAnswer)
 	}
 	if res.StatusCode/100 != 2 {
-		return nil, refusal(res.StatusCode, text)
+		err := refusal(res.StatusCode, text)
+		if errors.Is(err, errNoDevice) {
+			asked, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "?")
+			err = fmt.Errorf("%s: %w", asked, err)
+		}
+		return nil, err
 	}
 	return text, nil
 }
@@ -129,7 +137,10 @@ func reach(err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError
+	var host *net.DNSError
 	switch {
+	case errors.As(err, &host):
+		return fmt.Errorf("%w: %w", errNoHost, err)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w: %w", errServerDate, err)
 	case errors.As(err, &name):

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -66,5 +67,9 @@ func TestReach(t *testing.T) {
 		if !errors.Is(err, c.want) || hintFor(err) == "" {
 			t.Errorf("%s: %v, hint %q", name, err, hintFor(err))
 		}
+	}
+	err := reach(&url.Error{Op: "Get", URL: "https://verifer:8881", Err: &net.OpError{Op: "dial", Err: &net.DNSError{Name: "verifer", Err: "no such host"}}})
+	if !errors.Is(err, errNoHost) || hintFor(err) == "" {
+		t.Errorf("%v, hint %q", err, hintFor(err))
 	}
 }

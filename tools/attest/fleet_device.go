@@ -57,7 +57,7 @@ func (p *fleetPoll) lines() [][2]string {
 		contact = "what it registers with"
 	}
 	if p.Error != "" {
-		problem = fmt.Sprintf("%s (%s)", p.Error, plural(p.Failures, "failure"))
+		problem = fmt.Sprintf("%s (%d %s)", p.Error, p.Failures, plural(p.Failures, "failure"))
 	}
 	return [][2]string{{"polled at", contact}, {"polled next", when(&p.Next)}, {"poll failed", problem}, {"payload key", p.Share}}
 }

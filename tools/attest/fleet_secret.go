@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -71,12 +72,9 @@ device's configuration allows that (secrets_execute = "1").`,
 			if err != nil {
 				return err
 			}
-			client, err := o.dial(c.Context())
-			if err != nil {
-				return err
-			}
-			defer client.close()
-			return client.addSecret(c, args[0], run, body, asJSON)
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				return client.addSecret(ctx, stdout, args[0], run, body, asJSON)
+			})
 		},
 	}
 	f := c.Flags()
@@ -103,12 +101,12 @@ func secretArchive(name, run string, files []string) ([]byte, error) {
 	return p.Zip()
 }
 
-func (c *fleetClient) addSecret(cmd *cobra.Command, name, run string, body []byte, asJSON bool) error {
+func (c *fleetClient) addSecret(ctx context.Context, w io.Writer, name, run string, body []byte, asJSON bool) error {
 	path := apiPath("secrets", name)
 	if run != "" {
 		path += "?" + url.Values{"run": {run}}.Encode()
 	}
-	text, err := c.request(cmd.Context(), http.MethodPost, path, "application/zip", body)
+	text, err := c.request(ctx, http.MethodPost, path, "application/zip", body)
 	if err != nil {
 		return err
 	}
@@ -122,9 +120,9 @@ func (c *fleetClient) addSecret(cmd *cobra.Command, name, run string, body []byt
 		return err
 	}
 	if asJSON {
-		return printJSON(cmd.OutOrStdout(), "attest.fleet.secret/v1", "secret", added)
+		return printJSON(w, "attest.fleet.secret/v1", "secret", added)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s revision %d: %d files\n", showText(added.Name), added.Revision, added.Files)
+	_, err = fmt.Fprintf(w, "%s revision %d: %d files\n", showText(added.Name), added.Revision, added.Files)
 	return err
 }
 
@@ -164,20 +162,17 @@ a device erases the secret when it attests next, and what it learned from it sta
 			if len(g.Devices)+len(g.Groups) == 0 {
 				return errors.New("name those that are meant: --device ID, --group GROUP")
 			}
-			client, err := o.dial(c.Context())
-			if err != nil {
-				return err
-			}
-			defer client.close()
 			change := map[string]grant{"add": g}
 			if remove {
 				change = map[string]grant{"remove": g}
 			}
-			var one fleetSecret
-			if err := client.send(c.Context(), http.MethodPatch, apiPath("secrets", args[0]), change, &one); err != nil {
-				return err
-			}
-			return one.print(c.OutOrStdout(), asJSON)
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				var one fleetSecret
+				if err := client.send(ctx, http.MethodPatch, apiPath("secrets", args[0]), change, &one); err != nil {
+					return err
+				}
+				return one.print(stdout, asJSON)
+			})
 		},
 	}
 	f := c.Flags()
@@ -216,26 +211,23 @@ func newSecretList(o *fleetFlags) *cobra.Command {
 		Example: "  attest fleet secret list",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := o.dial(c.Context())
-			if err != nil {
-				return err
-			}
-			defer client.close()
-			var all struct {
-				Secrets []fleetSecret `json:"secrets"`
-			}
-			if err := client.get(c.Context(), "/secrets", nil, &all); err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), "attest.fleet.secrets/v1", "secrets", all.Secrets)
-			}
-			tw := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(tw, "SECRET\tREVISION\tCREATED\tBYTES\tDEVICES\tGROUPS")
-			for _, s := range all.Secrets {
-				fmt.Fprintf(tw, "%s\t%d\t%s\t%d\t%s\t%s\n", showText(s.Name), s.Revision, when(&s.Created), s.Size, names(s.Devices), names(s.Groups))
-			}
-			return tw.Flush()
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				var all struct {
+					Secrets []fleetSecret `json:"secrets"`
+				}
+				if err := client.get(ctx, "/secrets", nil, &all); err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(stdout, "attest.fleet.secrets/v1", "secrets", all.Secrets)
+				}
+				tw := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+				fmt.Fprintln(tw, "SECRET\tREVISION\tCREATED\tBYTES\tDEVICES\tGROUPS")
+				for _, s := range all.Secrets {
+					fmt.Fprintf(tw, "%s\t%d\t%s\t%d\t%s\t%s\n", showText(s.Name), s.Revision, when(&s.Created), s.Size, names(s.Devices), names(s.Groups))
+				}
+				return tw.Flush()
+			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON document (schema attest.fleet.secrets/v1)")
@@ -250,16 +242,13 @@ func newSecretShow(o *fleetFlags) *cobra.Command {
 		Example: "  attest fleet secret show web",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			client, err := o.dial(c.Context())
-			if err != nil {
-				return err
-			}
-			defer client.close()
-			var one fleetSecret
-			if err := client.get(c.Context(), apiPath("secrets", args[0]), nil, &one); err != nil {
-				return err
-			}
-			return one.print(c.OutOrStdout(), asJSON)
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				var one fleetSecret
+				if err := client.get(ctx, apiPath("secrets", args[0]), nil, &one); err != nil {
+					return err
+				}
+				return one.print(stdout, asJSON)
+			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON document (schema attest.fleet.secret/v1)")
@@ -273,13 +262,13 @@ func newSecretDelete(o *fleetFlags) *cobra.Command {
 		Example: "  attest fleet secret delete web",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			client, err := o.dial(c.Context())
-			if err != nil {
+			return withFleet(c, o, func(ctx context.Context, client *fleetClient, stdout io.Writer) error {
+				if _, err := client.do(ctx, http.MethodDelete, apiPath("secrets", args[0]), nil); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(stdout, "deleted secret %s\n", showText(args[0]))
 				return err
-			}
-			defer client.close()
-			_, err = client.do(c.Context(), http.MethodDelete, apiPath("secrets", args[0]), nil)
-			return err
+			})
 		},
 	}
 }

@@ -49,14 +49,22 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	understood := false // flags and arguments
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
+	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitGood
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(stderr, "attest: error: %s\n", showText(strings.TrimSuffix(line, "\n")))
+		if line = strings.TrimSpace(line); line != "" {
+			fmt.Fprintf(stderr, "attest: error: %s\n", showText(line))
+		}
 	}
-	if hint := hintFor(err); hint != "" {
+	hint := hintFor(err)
+	if hint == "" && !understood {
+		hint = command.CommandPath() + " --help"
+	}
+	if hint != "" {
 		fmt.Fprintf(stderr, "attest: hint: %s\n", hint)
 	}
 	var exit *exitError

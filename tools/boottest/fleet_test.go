@@ -318,14 +318,19 @@ func (g *guest) powerOff() {
 	}
 }
 
-// only is the id of the one device that there is.
+// only is the id of the one device, when there is one.
 func (v *verifier) only() string {
 	v.t.Helper()
-	var list struct{ Devices []member }
-	if err := json.Unmarshal([]byte(v.fleet("list", "--json")), &list); err != nil || len(list.Devices) != 1 {
-		v.t.Fatalf("devices %+v: %v", list, err)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Second) {
+		var list struct{ Devices []member }
+		err := json.Unmarshal([]byte(v.fleet("list", "--json")), &list)
+		if err == nil && len(list.Devices) == 1 {
+			return list.Devices[0].ID
+		}
+		if err != nil || len(list.Devices) > 1 || time.Now().After(end) {
+			v.t.Fatalf("devices %+v: %v", list, err)
+		}
 	}
-	return list.Devices[0].ID
 }
 
 // same wants nothing that was known of a device to be lost or different.

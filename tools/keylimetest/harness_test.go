@@ -27,6 +27,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meta-attest/meta-attest/tools/internal/appraise"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm"
 	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
@@ -386,23 +387,19 @@ func (k *keylime) flags() []string {
 	return []string{"--registrar-url", fmt.Sprintf("https://127.0.0.1:%d", k.ports["registrar_tls"]), "--ca", k.path("cv_ca/cacert.crt")}
 }
 
-// policy writes a runtime policy that allows these files and no other.
+// policy writes a runtime policy that allows these files and no other, as attest allowlist does.
 func (k *keylime) policy(paths ...string) string {
 	k.t.Helper()
-	digests := map[string][]string{}
+	list := appraise.Allowlist{Digests: map[string][]string{}}
 	for _, p := range append([]string{"boot_aggregate"}, paths...) {
-		digests[p] = []string{fmt.Sprintf("%x", digest(p))}
+		list.Digests[p] = []string{fmt.Sprintf("%x", digest(p))}
 	}
-	text, err := json.Marshal(map[string]any{
-		"meta": map[string]any{"version": 1, "generator": 3, "timestamp": "2026-11-22 00:00:00"}, "release": 0, "digests": digests,
-		"excludes": []string{}, "keyrings": map[string]any{}, "ima": map[string]any{"ignored_keyrings": []string{}, "log_hash_alg": "sha1", "dm_policy": nil},
-		"ima-buf": map[string]any{}, "verification-keys": "",
-	})
-	if err != nil {
+	var text bytes.Buffer
+	if err := list.WriteRuntimePolicy(&text, time.Time{}); err != nil {
 		k.t.Fatal(err)
 	}
 	path := k.path("policy.json")
-	if err := os.WriteFile(path, text, 0o600); err != nil {
+	if err := os.WriteFile(path, text.Bytes(), 0o600); err != nil {
 		k.t.Fatal(err)
 	}
 	return path

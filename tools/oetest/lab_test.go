@@ -56,9 +56,12 @@ func repository(t *testing.T) string {
 }
 
 // checkouts returns the folder of openembedded-core and bitbake. Where it is not on this
-// machine, the test is skipped.
+// machine, and with -short, the test is skipped.
 func checkouts(t *testing.T, release string) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs BitBake; not with -short")
+	}
 	var stderr bytes.Buffer
 	c := exec.Command(filepath.Join(repository(t), "scripts/oe-test"), "checkouts", "--cached", release)
 	c.Stderr = &stderr
@@ -83,9 +86,6 @@ type build struct {
 // newBuild makes an empty build. Options are those of "scripts/oe-test shell".
 func newBuild(t *testing.T, release string, options ...string) *build {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("builds images; not with -short")
-	}
 	oe, repo := checkouts(t, release), repository(t)
 	// go test repeats a result from its cache while all that the test looked at is as it was. It
 	// does not see what other programs read, so look at it here.

@@ -29,6 +29,9 @@ type library struct {
 
 // eachLibrary runs a test with each library of BitBake that is on this machine.
 func eachLibrary(t *testing.T, test func(t *testing.T, l library)) {
+	if testing.Short() {
+		t.Skip("runs BitBake; not with -short")
+	}
 	need(t, "python3")
 	dirs := map[string]string{}
 	for _, release := range releases {
@@ -45,6 +48,7 @@ func eachLibrary(t *testing.T, test func(t *testing.T, l library)) {
 	}
 	for name, dir := range dirs {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			work := t.TempDir()
 			env := []string{"env", "PATH=" + filepath.Dir(attest(t)) + ":" + os.Getenv("PATH")}
 			if dir != "" {

@@ -173,6 +173,10 @@ func (a *Allowlist) WriteSums(w io.Writer) error {
 // WriteRuntimePolicy writes a as a runtime policy of Keylime. Its verifier compares paths as
 // they stand in measurement lists, so they are written like that: spaces are underscores.
 // A zero time is left out.
+//
+// Keylime's verifier looks at no measurement list for a policy whose generator is 0 or 1
+// (RUNTIME_POLICY_GENERATOR of keylime/ima/ima.py, expects_ima_log of its tpm_engine.py); 3 is
+// what keylime-policy writes.
 func (a *Allowlist) WriteRuntimePolicy(w io.Writer, created time.Time) error {
 	digests := map[string][]string{}
 	for path, sums := range a.Digests {
@@ -184,7 +188,7 @@ func (a *Allowlist) WriteRuntimePolicy(w io.Writer, created time.Time) error {
 		slices.Sort(all)
 		digests[listed] = slices.Compact(all)
 	}
-	meta := map[string]any{"version": 1, "generator": 0}
+	meta := map[string]any{"version": 1, "generator": 3}
 	if !created.IsZero() {
 		meta["timestamp"] = created.UTC().Format("2006-01-02 15:04:05+00:00")
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -56,6 +57,10 @@ func ReadFile(path string, v any) error {
 	return Decode(path, string(text), v)
 }
 
+// wrongType is what the TOML package says of a value that does not fit: it has no error of
+// its own for that.
+var wrongType = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*?)"\): (.*)$`)
+
 // Decode decodes text, which came from the file name, into v. Every error starts with
 // the name and, where it can be known, the line.
 func Decode(name, text string, v any) error {
@@ -67,6 +72,9 @@ func Decode(name, text string, v any) error {
 				return fmt.Errorf("%s:%d: %s: %s", name, parse.Position.Line, parse.LastKey, parse.Message)
 			}
 			return fmt.Errorf("%s:%d: %s", name, parse.Position.Line, parse.Message)
+		}
+		if m := wrongType.FindStringSubmatch(err.Error()); m != nil {
+			return fmt.Errorf("%s:%s: %s: %s", name, m[1], m[2], m[3])
 		}
 		return fmt.Errorf("%s: %w", name, err)
 	}

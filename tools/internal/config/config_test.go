@@ -20,10 +20,10 @@ func TestDecodeErrorsNameTheLine(t *testing.T) {
 		{"name = 'x'\nnmae = 'y'\n", `f.toml:2: unknown key "nmae"`},
 		{"[[rule]]\npath = '/'\n\n[[rule]]\n  \"pth\" = '/'\n", `f.toml:5: unknown key "rule.pth"`},
 		{"[extra]\nx = 1\n", `f.toml:1: unknown key "extra"`},
-		{"name = { a = 1 }\n", "f.toml"},
+		{"name = { a = 1 }\n", "f.toml:1: name: incompatible types: "},
 		{"name = \n", "f.toml:1: "},
 		{"name = 'x'\nname = 'y'\n", "f.toml:2: "},
-		{"name = 3\n", "f.toml"},
+		{"\nname = 3\n", "f.toml:2: name: incompatible types: TOML value has type int64"},
 	} {
 		var v sample
 		err := Decode("f.toml", tc.text, &v)
