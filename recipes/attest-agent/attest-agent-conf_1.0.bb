@@ -54,6 +54,7 @@ SETTINGS = "${sysconfdir}/attest/agent.toml"
 attest_certificate() {
     [ -n "$4" ] || return 0
     grep -q -e '-----BEGIN CERTIFICATE-----' "$4" || bbfatal "$3: $4 is no certificate in PEM"
+    ! grep -q -e 'PRIVATE KEY-----' "$4" || bbfatal "$3: $4 has a private key, too, which everybody could read in the image: give the certificate alone"
     install -m 0644 "$4" ${D}${sysconfdir}/attest/$2
     printf '%s = "%s"\n' $1 ${sysconfdir}/attest/$2 >> ${D}${SETTINGS}
 }

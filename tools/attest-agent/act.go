@@ -25,9 +25,15 @@ const (
 	maxRemembered = 1024        // devices that are bad at a time
 	maxHeld       = maxKept / 2 // bytes of their notices: the file has to be read again
 	watchEvery    = time.Second // between two looks into the folder, with --watch
+	// failedPause is before an error ends a process of systemd's: the path unit starts the
+	// next at once, as the notices are still there.
+	failedPause = 10 * time.Second
 )
 
-var errNoNoticeCA = errors.New("no notice_ca is set")
+var (
+	errNoNoticeCA = errors.New("no notice_ca is set")
+	errActions    = errors.New("actions failed")
+)
 
 // actions is what runs local programs on notices. It is a process of its own, as root,
 // because the agent is not; what the agent writes is a stranger's to it.
@@ -60,6 +66,15 @@ type actionsState struct {
 }
 
 func runAct(ctx context.Context, in *invocation) error {
+	err := act(ctx, in)
+	if err != nil && !errors.Is(err, errActions) && os.Getenv("INVOCATION_ID") != "" {
+		pause(ctx, failedPause)
+	}
+	return err
+}
+
+// act handles what is there, and what comes if it is told to watch.
+func act(ctx context.Context, in *invocation) error {
 	fs := newFlags("act", "Runs the programs of the folder \"actions\" on notices that the agent received, as root. Each gets the CloudEvent on standard input.")
 	cf := addConfigFlags(fs)
 	watch := fs.Bool("watch", false, "go on until stopped, where no service manager looks at the folder notices_dir")
@@ -92,21 +107,21 @@ func runAct(ctx context.Context, in *invocation) error {
 		if n > 0 {
 			continue
 		}
-		pause(ctx)
+		pause(ctx, watchEvery)
 	}
 	if len(a.stuck) > 0 {
-		pause(ctx) // the path unit starts this again at once
+		pause(ctx, watchEvery) // the path unit starts this again at once
 	}
 	if a.failed > 0 {
-		return fmt.Errorf("%d actions failed", a.failed)
+		return fmt.Errorf("%d %w", a.failed, errActions)
 	}
 	return nil
 }
 
-func pause(ctx context.Context) {
+func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(watchEvery):
+	case <-time.After(d):
 	}
 }
 
@@ -140,12 +155,17 @@ func openActions(c *Config, in *invocation) (*actions, error) {
 	return a, nil
 }
 
-func (a *actions) save() error {
+// save notes what was done. A disk that is full must not keep the device from acting: what
+// could not be noted counts once more when it comes again.
+func (a *actions) save() {
 	b, err := json.Marshal(a.state)
-	if err != nil {
-		return err
+	if err == nil {
+		err = a.folder.write(actionsFile, append(b, '\n'))
 	}
-	return a.folder.write(actionsFile, append(b, '\n'))
+	if err != nil {
+		a.failed++
+		a.say("what was done cannot be noted: %s", printable(err.Error(), maxShown))
+	}
 }
 
 func (a *actions) say(format string, args ...any) { fmt.Fprintf(a.in.stdout, format+"\n", args...) }
@@ -190,7 +210,8 @@ func (a *actions) resume(ctx context.Context) error {
 		return nil
 	}
 	a.state.Running, a.state.BootID = nil, boot
-	return a.save()
+	a.save()
+	return nil
 }
 
 // open verifies a notice that was kept: the verifier's, or Keylime's.
@@ -227,9 +248,7 @@ func (a *actions) scan(ctx context.Context) (handled int, err error) {
 		if a.stuck[name] {
 			continue
 		}
-		if err := a.take(ctx, dir, name); err != nil {
-			return handled, err
-		}
+		a.take(ctx, dir, name)
 		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.say("notice %s: stays where it is: %s", printable(name, 60), err)
 			a.stuck[name] = true
@@ -240,43 +259,51 @@ func (a *actions) scan(ctx context.Context) (handled int, err error) {
 	return handled, nil
 }
 
-// take handles one file. What is refused is said, and no error: others may be good.
-func (a *actions) take(ctx context.Context, dir *os.File, name string) error {
-	refuse := func(err error) error {
-		a.say("notice %s: refused: %s", printable(name, 60), printable(err.Error(), maxShown))
-		return nil
-	}
+// take handles one file. What is refused is said: others may be good.
+func (a *actions) take(ctx context.Context, dir *os.File, name string) {
 	b, err := readPlainFile(dir, name, notice.MaxSize)
+	switch {
+	case err != nil:
+	case strings.HasPrefix(name, revocationPrefix):
+		err = a.takeRevocation(ctx, b)
+	default:
+		err = a.takeNotice(ctx, b)
+	}
 	if err != nil {
-		return refuse(err)
+		a.say("notice %s: refused: %s", printable(name, 60), printable(err.Error(), maxShown))
 	}
-	if strings.HasPrefix(name, revocationPrefix) {
-		return a.takeRevocation(ctx, b, refuse)
-	}
+}
+
+// takeNotice acts on a notice of the verifier's, or says why not.
+func (a *actions) takeNotice(ctx context.Context, b []byte) error {
 	e, payload, err := notice.Open(b, a.certs)
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	s := a.state
 	switch {
 	case s.Source != "" && s.Source != e.Source:
-		return refuse(fmt.Errorf("it is of the fleet %s, this device belongs to %s; where it was moved on purpose, remove %s",
-			e.Source, s.Source, filepath.Join(a.folder.path, actionsFile)))
+		return fmt.Errorf("it is of the fleet %s, this device belongs to %s; where it was moved on purpose, remove %s",
+			e.Source, s.Source, filepath.Join(a.folder.path, actionsFile))
 	case e.Seq() <= s.Seq:
-		return refuse(fmt.Errorf("it is not newer than %d, the last one", s.Seq))
+		return fmt.Errorf("it is not newer than %d, the last one", s.Seq)
 	}
-	s.Source, s.Seq, s.Running = e.Source, e.Seq(), b
+	s.Source, s.Seq = e.Source, e.Seq()
 	a.remember(e, b)
-	if err := a.save(); err != nil {
-		return err
-	}
 	a.say("notice %d: %s is %s", e.Seq(), e.Subject, e.Data.Status)
+	a.finish(ctx, e, payload, b)
+	return nil
+}
+
+// finish runs the programs. Where it is stopped in the middle the next process does it again.
+func (a *actions) finish(ctx context.Context, e *notice.Event, payload, kept []byte) {
+	a.state.Running = kept
+	a.save()
 	a.run(ctx, e, payload, false)
-	if ctx.Err() != nil {
-		return nil // stopped in the middle: the next process does it again
+	if ctx.Err() == nil {
+		a.state.Running = nil
+		a.save()
 	}
-	s.Running = nil
-	return a.save()
 }
 
 // remember keeps what holds after a boot, too.

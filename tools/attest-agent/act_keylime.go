@@ -82,32 +82,24 @@ func openRevocation(b []byte, cert *x509.Certificate) (*notice.Event, error) {
 // takeRevocation acts on a notice of Keylime's, once. Keylime numbers nothing and never says
 // that a device is good again: so a notice is known by its digest, and does not outlive the
 // boot like others.
-func (a *actions) takeRevocation(ctx context.Context, b []byte, refuse func(error) error) error {
+func (a *actions) takeRevocation(ctx context.Context, b []byte) error {
 	e, err := openRevocation(b, a.revocation)
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	payload, err := e.Marshal()
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	sum := sha256.Sum256(payload)
 	digest := hex.EncodeToString(sum[:])
 	s := a.state
 	if slices.Contains(s.Revocations, digest) {
-		return refuse(errors.New("it was acted upon"))
+		return errors.New("it was acted upon")
 	}
 	s.Revocations = append(s.Revocations, digest)
 	s.Revocations = s.Revocations[max(0, len(s.Revocations)-maxRemembered):]
-	s.Running = b
-	if err := a.save(); err != nil {
-		return err
-	}
 	a.say("notice of Keylime's verifier: %s is %s", e.Subject, e.Data.Status)
-	a.run(ctx, e, payload, false)
-	if ctx.Err() != nil {
-		return nil // stopped in the middle: the next process does it again
-	}
-	s.Running = nil
-	return a.save()
+	a.finish(ctx, e, payload, b)
+	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"os/exec"
@@ -41,6 +43,9 @@ func newActor(t *testing.T) *actor {
 		if err := os.Mkdir(filepath.Join(a.dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Chmod(filepath.Join(a.dir, "notices"), 0o700); err != nil {
+		t.Fatal(err)
 	}
 	a.write("state/state.json", `{"schema":"attest.agent-state/v1","id":"me"}`, 0o600)
 	a.write("actions/10-record", "#!/bin/sh\ncat >>"+a.dir+"/seen\necho \"$ATTEST_DEVICE $ATTEST_STATUS self=$ATTEST_SELF boot=$ATTEST_BOOT\" >>"+a.dir+"/acts\n", 0o755)
@@ -450,6 +455,50 @@ func testActStopped(t *testing.T, a *actor, name string, notice []byte) {
 	a.acts("x untrusted self=false boot=false")
 	a.act(0)
 	a.acts("")
+}
+
+// TestActFullDisk: what cannot be noted is acted upon all the same.
+func TestActFullDisk(t *testing.T) {
+	a := newActor(t)
+	a.act(0)
+	full := filepath.Join(a.dir, "done", "."+actionsFile+".tmp")
+	if err := os.MkdirAll(filepath.Join(full, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.leave(1, a.envelope(1, "x", "untrusted"))
+	if out := a.act(1); !strings.Contains(out, "what was done cannot be noted: ") {
+		t.Errorf("%s", out)
+	}
+	a.acts("x untrusted self=false boot=false")
+	if left, err := os.ReadDir(filepath.Join(a.dir, "notices")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err) // the path unit would start it again at once
+	}
+	if err := os.RemoveAll(full); err != nil {
+		t.Fatal(err)
+	}
+	a.leave(1, a.envelope(1, "x", "untrusted")) // the agent asks for it again when it starts
+	a.act(0)
+	a.acts("x untrusted self=false boot=false")
+	a.leave(1, a.envelope(1, "x", "untrusted"))
+	a.act(0)
+	a.acts("")
+}
+
+// TestActPauses: an error that keeps the notices where they are is not met again at once,
+// which is when the path unit starts the next process.
+func TestActPauses(t *testing.T) {
+	a := newActor(t)
+	a.act(0)
+	a.leave(1, a.envelope(1, "x", "untrusted"))
+	if err := os.WriteFile(filepath.Join(a.dir, "done", actionsFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("INVOCATION_ID", "of systemd's")
+	ctx, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	if err := runAct(ctx, &invocation{args: a.args()[1:], stdout: io.Discard, stderr: io.Discard}); err == nil || ctx.Err() == nil {
+		t.Errorf("%v, %v", err, ctx.Err())
+	}
 }
 
 // TestActWatch: without a service manager it stays and looks.

@@ -79,6 +79,7 @@ func (d *device) openTPM() error {
 	}
 	info, err := d.tpm.Info()
 	if err != nil {
+		d.closeTPM()
 		return err
 	}
 	d.banks = evidence.SelectionOf(info.Banks)
@@ -192,7 +193,12 @@ func (d *device) openKey() (changed bool, err error) {
 			return false, err
 		}
 	}
-	return d.ensureKey()
+	if changed, err = d.ensureKey(); err != nil {
+		if _, lost := d.tpm.Clock(); lost != nil {
+			d.closeTPM() // for the next attempt to open it again
+		}
+	}
+	return changed, err
 }
 
 // probe looks whether the TPM answers and still has the key, and begins again if not.

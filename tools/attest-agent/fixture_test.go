@@ -140,8 +140,8 @@ func (v *verifier) stop() {
 	}
 }
 
-// api calls the management API.
-func (v *verifier) api(method, path string, body any, want int) {
+// api calls the management API, and returns its answer.
+func (v *verifier) api(method, path string, body any, want int) []byte {
 	v.t.Helper()
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -163,9 +163,11 @@ func (v *verifier) api(method, path string, body any, want int) {
 		v.t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if got, _ := io.ReadAll(res.Body); res.StatusCode != want {
-		v.t.Fatalf("%s %s: %d, want %d: %s", method, path, res.StatusCode, want, got)
+	got, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != want {
+		v.t.Fatalf("%s %s: %d, want %d: %s: %v", method, path, res.StatusCode, want, got, err)
 	}
+	return got
 }
 
 // allow lets the device run these files, and no other.
@@ -365,6 +367,7 @@ func (m *machine) start(cmd *exec.Cmd) *process {
 	m.t.Helper()
 	p := &process{t: m.t, cmd: cmd, new: make(chan struct{}, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.WaitDelay = 10 * time.Second // what it started may hold its output
 	if err := p.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/server"
+	"github.com/meta-attest/meta-attest/tools/internal/tpm/tpmtest"
 )
 
 func fast(o *server.Options) { o.Interval = 2 * time.Second }
@@ -196,6 +198,116 @@ func TestStateFolderTraps(t *testing.T) {
 	}
 	if got, err := os.ReadFile(victim); err != nil || string(got) != text {
 		t.Errorf("the victim: %q, %v", got, err)
+	}
+	for _, name := range []string{stateFile, keyFile} {
+		_ = os.Remove(filepath.Join(state, name))
+		if err := syscall.Mkfifo(filepath.Join(state, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := f.read(name); len(b) > 0 { // and it does not wait for somebody who writes
+			t.Errorf("a pipe: %q, %v", b, err)
+		}
+	}
+}
+
+// TestKeyStays: there is no moment without a key that the registrar may know.
+func TestKeyStays(t *testing.T) {
+	f, err := openFolder(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	if err := f.write(keyFile, []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.adoptKey(); err == nil {
+		t.Error("a key was adopted that is not there")
+	}
+	if b, err := f.read(keyFile); string(b) != "old" {
+		t.Errorf("the key in use: %q, %v", b, err)
+	}
+	if err := f.write(nextKeyFile, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.adoptKey(); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{keyFile: "new", "ak-damaged.old": "old"} {
+		if b, err := f.read(name); string(b) != want {
+			t.Errorf("%s: %q, %v, want %q", name, b, err, want)
+		}
+	}
+}
+
+// TestEmulatorRestarted: before it is enrolled, too, the agent finds a TPM again that went
+// away with the key it had loaded.
+func TestEmulatorRestarted(t *testing.T) {
+	t.Parallel()
+	v := newVerifier(t, fast)
+	m := newMachine(t, v)
+	v.stop()
+	p := m.startAgent()
+	p.expect("attestation failed")
+	m.tpm.Reboot()
+	v.start()
+	p.expect("enrolled ")
+	p.expect("verdict: ")
+	m.tpm.Reboot()
+	p.attestsAgain(m)
+	p.attestsAgain(m)
+}
+
+// TestTPMLost: a connection that ends while the key is opened is not used again.
+func TestTPMLost(t *testing.T) {
+	t.Parallel()
+	socket := strings.TrimPrefix(tpmtest.Start(t).Address, "unix:")
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "tpm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	commands := []int{0, 1, 2, 3, 1000} // that each connection lives for
+	go func() {
+		for _, n := range commands {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			behind, err := net.Dial("unix", socket)
+			if err != nil {
+				return
+			}
+			for b := make([]byte, 4096); n > 0; n-- {
+				k, err := c.Read(b)
+				if err == nil {
+					_, err = behind.Write(b[:k])
+				}
+				if err == nil {
+					k, err = behind.Read(b)
+				}
+				if err == nil {
+					_, err = c.Write(b[:k])
+				}
+				if err != nil {
+					break
+				}
+			}
+			c.Close()
+			behind.Close()
+		}
+	}()
+	f, err := openFolder(filepath.Join(dir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	d := &device{config: &Config{values: map[string]string{"tpm": "unix:" + l.Addr().String(), "ak": "ecdsa"}}, folder: f}
+	defer d.close()
+	for i := range commands {
+		if _, err := d.openKey(); (err == nil) != (i == len(commands)-1) {
+			t.Errorf("connection %d: %v", i+1, err)
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/notice"
+	"github.com/meta-attest/meta-attest/tools/internal/payload"
 )
 
 const (
@@ -91,15 +91,8 @@ func (n *notices) makeFolder(uid, gid int) error {
 	if n == nil {
 		return nil
 	}
-	path := n.dir
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("make notices_dir: %w", err)
-	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make notices_dir: %w", err)
-	}
-	if err := os.Lchown(path, uid, gid); err != nil {
-		return fmt.Errorf("make notices_dir: %w", err)
+	if err := payload.MakeFolder(n.dir, uid, gid); err != nil {
+		return fmt.Errorf("notices_dir: %w", err)
 	}
 	return nil
 }

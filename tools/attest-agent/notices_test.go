@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/meta-attest/meta-attest/tools/internal/notice"
@@ -149,5 +150,23 @@ func TestNoticesFromEvil(t *testing.T) {
 	}
 	if after, err := n.ask(t.Context(), &noticeSession{"me", "token"}, 399); after != 400 || err != nil {
 		t.Errorf("after %d: %v", after, err)
+	}
+}
+
+// TestNoticesFolder: a setting that names a folder of the system's takes nothing away.
+func TestNoticesFolder(t *testing.T) {
+	dir := t.TempDir()
+	n := &notices{dir: filepath.Join(dir, "a", "b")}
+	for range 2 {
+		if err := n.makeFolder(os.Geteuid(), os.Getegid()); err != nil {
+			t.Error(err)
+		}
+	}
+	n.dir = filepath.Join(dir, "a")
+	if err := n.makeFolder(65534, 65534); err == nil || !strings.Contains(err.Error(), "notices_dir: ") {
+		t.Errorf("%v", err)
+	}
+	if info, err := os.Stat(n.dir); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+		t.Errorf("given away: %v", err)
 	}
 }

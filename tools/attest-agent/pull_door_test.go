@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 )
@@ -101,6 +102,7 @@ func TestPolledBounds(t *testing.T) {
 			if _, err := io.WriteString(conn, tt.sent); err != nil {
 				t.Error(err)
 			}
+			_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
 			got, _ := io.ReadAll(conn) // the agent ends it
 			if n := strings.Count(string(got), "HTTP/1.1 "); n != tt.answers || !strings.HasPrefix(string(got), tt.first) {
 				t.Errorf("%s: %.300q, want %d answers", name, got, tt.answers)

@@ -189,7 +189,7 @@ func (a *agent) ready(ctx context.Context) error {
 	}
 	if !a.enrolled(ctx) {
 		if err := a.enrolAndSay(ctx); err != nil {
-			return err
+			return errors.Join(err, a.device.probe()) // what failed may be the TPM
 		}
 	}
 	if a.listener != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -17,7 +18,8 @@ import (
 // Bounds of all secrets of a device: the folder counts as this process's memory.
 const (
 	maxSecrets    = 256
-	maxSecretSize = 16 << 20 // bytes, encrypted
+	maxSecretSize = 16 << 20 // bytes
+	lastName      = "~"      // comes after all names
 )
 
 // secrets are the payloads that the verifier gave to this device.
@@ -25,6 +27,7 @@ type secrets struct {
 	*payloads
 	challenge []byte               // of the attestation that is under way, or was accepted
 	held      []evidence.SecretRef // sorted by name
+	sizes     map[string]int       // of what is held, by its name
 	failure   string               // that was said last
 }
 
@@ -65,7 +68,7 @@ func (s *secrets) revoke() error {
 	if len(s.held) > 0 {
 		s.agent.say("secrets erased")
 	}
-	s.held = nil
+	s.held, s.sizes = nil, nil
 	if err := s.eraseAll(); err != nil {
 		return &eraseError{err}
 	}
@@ -91,11 +94,11 @@ func (s *secrets) failed(err error) error {
 	return nil
 }
 
-// fetch asks for all secrets, page by page, with a key that lasts as long, and erases what
-// the device is not to have any more.
+// fetch asks for all secrets with a key that lasts as long, and erases what the device is not
+// to have any more.
 func (s *secrets) fetch(ctx context.Context, tag string) error {
 	if tag == "" {
-		return s.keepOnly(nil)
+		return s.keepOnly(nil, lastName)
 	}
 	if s.folder == nil {
 		return fmt.Errorf("secrets_dir: %w", s.err) // not asked for, as they could not be kept
@@ -105,37 +108,47 @@ func (s *secrets) fetch(ctx context.Context, tag string) error {
 		return err
 	}
 	defer q.close()
-	var all []string
-	size := 0
+	names, until, err := s.takeAll(ctx, q)
+	// One that cannot be had keeps no other that is taken away.
+	return errors.Join(s.keepOnly(names, until), err)
+}
+
+// takeAll takes the secrets, page by page. It returns the names of those that the device is
+// to have up to the name until, which after an error is not lastName.
+func (s *secrets) takeAll(ctx context.Context, q *secretRequest) (names []string, until string, err error) {
+	left := maxSecretSize
 	for {
 		page, err := s.agent.client.secrets(ctx, s.agent.state.ID, q.message)
 		if err != nil {
-			return err
+			return names, q.message.After, err
 		}
 		for _, one := range page.Secrets {
 			if one.Name <= q.message.After {
-				return fmt.Errorf("secret %s comes after %s", one.Name, q.message.After)
+				return names, q.message.After, fmt.Errorf("secret %s comes after %s", one.Name, q.message.After)
 			}
-			if size += len(one.Sealed); size > maxSecretSize || len(all) == maxSecrets {
-				return fmt.Errorf("more than %d secrets, or %d bytes of them: those from %s on are not here", maxSecrets, maxSecretSize, one.Name)
+			names, q.message.After = append(names, one.Name), one.Name
+			if len(names) > maxSecrets {
+				left = 0
 			}
 			s.agent.notify.alive() // one may have a program that takes its time
-			if err := s.take(ctx, q, one); err != nil {
-				return err
+			size, err := s.take(ctx, q, one, left)
+			if left -= size; left < 0 {
+				err = fmt.Errorf("more than %d secrets, or %d bytes of them: those from %s on are not here", maxSecrets, maxSecretSize, one.Name)
 			}
-			q.message.After = one.Name
-			all = append(all, one.Name)
+			if err != nil {
+				return names, q.message.After, err
+			}
 		}
 		if !page.More {
-			return s.keepOnly(all)
+			return names, lastName, nil
 		}
 	}
 }
 
-// keepOnly erases the secrets that are not among names.
-func (s *secrets) keepOnly(names []string) error {
+// keepOnly erases the secrets up to the name until that are not among names.
+func (s *secrets) keepOnly(names []string, until string) error {
 	for _, r := range slices.Clone(s.held) {
-		if slices.Contains(names, r.Name) {
+		if r.Name > until || slices.Contains(names, r.Name) {
 			continue
 		}
 		if err := s.erase(r.Name); err != nil {
@@ -143,34 +156,47 @@ func (s *secrets) keepOnly(names []string) error {
 		}
 		s.agent.say("secret %s erased", r.Name)
 		s.held = slices.DeleteFunc(s.held, func(o evidence.SecretRef) bool { return o == r })
+		delete(s.sizes, r.Name)
 	}
 	return nil
 }
 
-// take decrypts a secret and keeps it, unless this revision is here.
-func (s *secrets) take(ctx context.Context, q *secretRequest, one evidence.Secret) error {
+// take decrypts a secret and keeps it, unless this revision is here, or it is larger than
+// left. It returns the size that it has in memory.
+func (s *secrets) take(ctx context.Context, q *secretRequest, one evidence.Secret, left int) (size int, err error) {
 	ref := evidence.SecretRef{Name: one.Name, Revision: one.Revision}
 	if slices.Contains(s.held, ref) {
-		return nil
+		return s.sizes[ref.Name], nil
 	}
 	zip, err := q.open(one)
 	if err != nil {
-		return fmt.Errorf("secret %s: %w", one.Name, err)
+		return 0, fmt.Errorf("secret %s: %w", one.Name, err)
 	}
 	p, err := payload.ParseZip(zip)
 	if err != nil {
-		return fmt.Errorf("secret %s: %w", one.Name, err)
+		return 0, fmt.Errorf("secret %s: %w", one.Name, err)
+	}
+	page := os.Getpagesize()
+	for _, f := range p.Files {
+		size += (len(f.Data)/page + 1) * page
+	}
+	if size > left {
+		return size, nil
 	}
 	p.Name, p.Revision, p.Run = one.Name, one.Revision, one.Run
 	if err := s.keep(ctx, p); err != nil {
-		return fmt.Errorf("secret %s: %w", one.Name, err)
+		return size, fmt.Errorf("secret %s: %w", one.Name, err)
 	}
-	s.hold(ref)
-	return nil
+	s.hold(ref, size)
+	return size, nil
 }
 
 // hold notes a revision at its place in the order of names.
-func (s *secrets) hold(ref evidence.SecretRef) {
+func (s *secrets) hold(ref evidence.SecretRef, size int) {
+	if s.sizes == nil {
+		s.sizes = map[string]int{}
+	}
+	s.sizes[ref.Name] = size
 	i := 0
 	for i < len(s.held) && s.held[i].Name < ref.Name {
 		i++

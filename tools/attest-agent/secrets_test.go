@@ -1,10 +1,12 @@
 package main
 
 import (
+	"archive/zip"
 	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -42,6 +44,11 @@ func (v *verifier) secret(name, run, key string, more ...payload.File) {
 	if err != nil {
 		v.t.Fatal(err)
 	}
+	v.archive(name, run, body)
+}
+
+func (v *verifier) archive(name, run string, body []byte) {
+	v.t.Helper()
 	r, err := http.NewRequestWithContext(v.t.Context(), "POST", "https://"+v.address[1]+"/api/v1/secrets/"+name+"?run="+url.QueryEscape(run), bytes.NewReader(body))
 	if err != nil {
 		v.t.Fatal(err)
@@ -259,7 +266,8 @@ func TestSecretsExecuted(t *testing.T) {
 	}
 }
 
-// TestSecretsBounded: a device holds so many bytes of secrets and no more.
+// TestSecretsBounded: a device holds so many bytes of secrets and no more, however small
+// they came; and those that it cannot have keep no others.
 func TestSecretsBounded(t *testing.T) {
 	t.Parallel()
 	v := newVerifier(t, fast, withSecrets(t))
@@ -269,10 +277,20 @@ func TestSecretsBounded(t *testing.T) {
 	m.call(0, "enrol")
 	id := m.state().ID
 	v.allow(id, "/sbin/init")
-	want, data := map[string]string{}, strings.Repeat("x", payload.MaxSize-1000)
+	data := strings.Repeat("x", payload.MaxSize-1000)
+	var body bytes.Buffer
+	w := zip.NewWriter(&body)
+	f, err := w.Create("key")
+	if err == nil {
+		_, err = io.WriteString(f, data)
+	}
+	if err := errors.Join(err, w.Close()); err != nil || body.Len() > 10_000 {
+		t.Fatalf("%d bytes, %v", body.Len(), err)
+	}
+	want := map[string]string{}
 	for i := range 18 {
 		name := fmt.Sprintf("s%02d", i)
-		v.secret(name, "", data)
+		v.archive(name, "", body.Bytes())
 		v.assign(name, id)
 		if i < 16 {
 			want[name+"/key"] = "-rw------- " + data
@@ -282,6 +300,11 @@ func TestSecretsBounded(t *testing.T) {
 	p.expect("those from s16 on are not here")
 	m.has(want)
 	p.attestsAgain(m)
+	v.api("DELETE", "/secrets/s00", nil, http.StatusNoContent)
+	p.expect("secret s00 erased")
+	delete(want, "s00/key")
+	want["s16/key"] = "-rw------- " + data
+	m.has(want)
 	p.terminate()
 }
 

@@ -131,7 +131,7 @@ func giveFile(path string, uid, gid int) error {
 }
 
 func (f *folder) read(name string) ([]byte, error) {
-	file, err := os.OpenFile(filepath.Join(f.path, name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	file, err := os.OpenFile(filepath.Join(f.path, name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +204,8 @@ func (f *folder) save(s *State) error {
 	return f.write(stateFile, append(b, '\n'))
 }
 
-// retireKey keeps the saved key under the name of its public part, out of use.
+// retireKey keeps a copy of the saved key under the name of its public part. The key itself
+// stays until another takes its place: after a power cut there is one or the other.
 func (f *folder) retireKey(blob []byte) error {
 	name := "ak-damaged.old"
 	if len(blob) >= 2 {
@@ -217,7 +218,7 @@ func (f *folder) retireKey(blob []byte) error {
 	if old, err := f.read(name); err == nil && !bytes.Equal(old, blob) {
 		name = fmt.Sprintf("%s.%d", name, time.Now().UnixNano())
 	}
-	return f.rename(keyFile, name)
+	return f.write(name, blob)
 }
 
 // adoptKey puts the key that was enrolled last in the place of the saved one.

@@ -76,7 +76,7 @@ type settings struct {
 		Key           string   `toml:"key" help:"PEM file: its private key, readable by nobody else"`
 		Networks      []string `toml:"networks" help:"where polled agents may be, as in 10.0.0.0/8; []: anywhere but loopback, link-local and multicast addresses"`
 		Parallel      int      `toml:"parallel" help:"polls at a time"`
-		RevocationKey string   `toml:"revocation_key" help:"RSA key, URI: signs what polled agents are told of bad verdicts of others; \"\": they are told nothing"`
+		RevocationKey string   `toml:"revocation_key" help:"PEM file: an RSA key, readable by nobody else, that signs what polled agents are told of bad verdicts of others; \"\": they are told nothing"`
 	} `toml:"pull"`
 	Keylime struct {
 		ClientCA string `toml:"client_ca" help:"PEM file: who issues the certificates of Keylime's tenants; \"\": no tenant is answered"`

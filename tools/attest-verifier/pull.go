@@ -1,14 +1,12 @@
 package main
 
 import (
-	"context"
-	"crypto/rsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
 
-	"github.com/meta-attest/meta-attest/tools/internal/keys"
+	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/server"
 )
 
@@ -16,7 +14,7 @@ var errHalfPull = errors.New("pull: a certificate needs its key, and a key its c
 
 // pullOf reads how agents are reached that wait to be polled. The certificate file is nil
 // where none are; who serves renews it.
-func pullOf(ctx context.Context, s *settings) (server.Pull, *certificateFile, error) {
+func pullOf(s *settings) (server.Pull, *certificateFile, error) {
 	p := server.Pull{Parallel: s.Pull.Parallel}
 	for _, text := range s.Pull.Networks {
 		n, err := netip.ParsePrefix(text)
@@ -29,14 +27,13 @@ func pullOf(ctx context.Context, s *settings) (server.Pull, *certificateFile, er
 		return p, nil, errHalfPull
 	}
 	if s.Pull.RevocationKey != "" {
-		key, err := keys.Open(ctx, s.Pull.RevocationKey, keys.Options{})
+		text, err := readSecret(s.Pull.RevocationKey)
+		if err == nil {
+			p.RevocationKey, err = evidence.ParseRevocationKey([]byte(text))
+		}
 		if err != nil {
 			return p, nil, fmt.Errorf("pull.revocation_key: %w", err)
 		}
-		if _, ok := key.Public().(*rsa.PublicKey); !ok {
-			return p, nil, errors.New("pull.revocation_key: Keylime's agents know RSA only")
-		}
-		p.RevocationKey = key
 	}
 	if s.Pull.Cert == "" {
 		return p, nil, nil

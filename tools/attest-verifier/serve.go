@@ -123,7 +123,7 @@ func serve(ctx context.Context, s *settings, log *slog.Logger) error {
 		return err
 	}
 	var polling *certificateFile
-	if o.Pull, polling, err = pullOf(ctx, s); err != nil {
+	if o.Pull, polling, err = pullOf(s); err != nil {
 		return err
 	}
 	srv, err := server.New(o)

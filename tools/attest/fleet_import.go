@@ -195,9 +195,21 @@ type ownFault struct{ why string }
 
 func (e *ownFault) Error() string { return e.why }
 
+// nameFault refuses a name that would lead a path elsewhere. Of others the verifier says what
+// is wrong with them.
+func nameFault(name string) error {
+	if name == "" || name == "." || name == ".." {
+		return &ownFault{"no policy can have this name here"}
+	}
+	return nil
+}
+
 // runtime puts a runtime policy, and makes it active. One of the name that is there stays.
 func (i *importer) runtime(p keylimedb.Policy) error {
 	counts := &i.report.Policies
+	if err := nameFault(p.Name); err != nil {
+		return i.leave(counts, "runtime policy", p.Name, err)
+	}
 	if pinsPCRs(p.TPM) {
 		i.report.Notes = append(i.report.Notes, fmt.Sprintf("runtime policy %s: Keylime enforces no tpm_policy beside it, and it was not taken", showText(p.Name)))
 	}
@@ -250,6 +262,9 @@ func (i *importer) keylime() *fleetClient {
 // boot puts a measured boot policy.
 func (i *importer) boot(p keylimedb.Policy) error {
 	counts, path := &i.report.Policies, apiPath("mbpolicies", p.Name)
+	if err := nameFault(p.Name); err != nil {
+		return i.leave(counts, "measured boot policy", p.Name, err)
+	}
 	_, err := i.keylime().do(i.ctx, http.MethodGet, path, nil)
 	var refused *refusedError
 	switch {

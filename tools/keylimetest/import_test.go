@@ -109,11 +109,12 @@ func answers(t *testing.T, o *ours, program, bulk string) {
 		t.Fatalf("bulkinfo printed %s", bulk)
 	}
 	path := o.path("answers.json")
-	if err := os.WriteFile(path, []byte(`{"results":`+line+`}`), 0o600); err != nil {
+	odd := `{"results":{"name":"..","runtime_policy":"{\"x\":1}"}} {"results":{"name":".","mb_policy":"{\"x\":1}"}}`
+	if err := os.WriteFile(path, []byte(`{"results":`+line+`}`+odd), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r := o.imports(program, 4, "--answers", path)
-	if len(r.Left) != 1 || !strings.Contains(r.Left[0].Why, "keys are not known") {
+	if len(r.Left) != 3 || r.Left[0].Name != ".." || r.Left[1].Name != "." || !strings.Contains(r.Left[2].Why, "keys are not known") {
 		t.Errorf("answers without keys: %+v", r)
 	}
 }

@@ -3,7 +3,7 @@ package keylimetest
 import (
 	"bytes"
 	"context"
-	"crypto"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
@@ -55,7 +55,7 @@ func startPlace(t *testing.T) *place {
 	}
 	p.options = server.Options{TOFU: true, TenantCA: []*x509.Certificate{ca}, Interval: 2 * time.Second, Grace: 5,
 		Limits: server.Limits{RequestsIP: 100_000, RequestsDevice: 100_000}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Pull: server.Pull{Certificate: func() *tls.Certificate { return &p.client }, RevocationKey: p.client.PrivateKey.(crypto.Signer),
+		Pull: server.Pull{Certificate: func() *tls.Certificate { return &p.client }, RevocationKey: p.client.PrivateKey.(*rsa.PrivateKey),
 			Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}
 	p.start()
 	t.Cleanup(func() { p.end() })

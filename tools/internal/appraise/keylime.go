@@ -141,7 +141,10 @@ func (p *keylimePolicy) readExcludes(o *object) error {
 		if s == "" || len(s) > maxPath || len(p.excludes) == maxRules {
 			return fmt.Errorf("exclude %.200q is empty or too long, or there are more than %d", s, maxRules)
 		}
-		re, err := regexp.Compile(`\A(?:` + s + `)`)
+		re, err := regexp.Compile(s) // by itself: "a)|(b" would get out of the group
+		if err == nil {
+			re, err = regexp.Compile(`\A(?:` + s + `)`)
+		}
 		if err != nil {
 			return fmt.Errorf("exclude %.200q: %w", s, err)
 		}

@@ -225,6 +225,7 @@ func TestKeylimePolicy(t *testing.T) {
 		{`"version":1,`, ``}, {`"sha1"`, `"sha3"`}, {`"sha1"`, `null`}, {`null`, `{}`}, {`"/a"`, `""`}, {`"/a"`, `"/a\u0000"`},
 		{`["0`, `["`}, {`["0`, `["A`}, {`["0`, `["g`}, {`["0`, `["00`}, {`["0`, `[{},"0`}, {`"excludes":[]`, `"excludes":["("]`},
 		{`"excludes":[]`, `"excludes":[""]`}, {`"excludes":[]`, `"excludes":"x"`}, {`"excludes":[]`, `"excludes":["/"]`},
+		{`"excludes":[]`, `"excludes":["/a)|(?:b"]`},
 		{`"verification-keys":""`, `"verification-keys":"{}"`}, {`"verification-keys":""`, `"verification-keys":"{\"keyids\":[],\"pubkeys\":[\"AA==\"]}"`},
 		{`"verification-keys":""`, `"verification-keys":"{\"keyids\":[1],\"pubkeys\":[]}"`}, {`"verification-keys":""`, `"verification-keys":{}`},
 		{`"verification-keys":""}`, `"verification-keys":""`}, {`"verification-keys":""}`, `"verification-keys":""} x`},

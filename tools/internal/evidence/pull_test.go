@@ -336,3 +336,24 @@ func FuzzPull(f *testing.F) {
 		}
 	})
 }
+
+func TestParseRevocationKey(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, der := range map[string][]byte{"RSA PRIVATE KEY": x509.MarshalPKCS1PrivateKey(key), "PRIVATE KEY": pkcs8} {
+		if k, err := ParseRevocationKey(pem.EncodeToMemory(&pem.Block{Type: name, Bytes: der})); err != nil || !k.Equal(key) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, bad := range []string{"", "key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8[1:]}))} {
+		if _, err := ParseRevocationKey([]byte(bad)); err == nil {
+			t.Errorf("%.40q was read", bad)
+		}
+	}
+}

@@ -171,14 +171,31 @@ func payloadCipher(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithNonceSize(block, gcmNonce)
 }
 
+// ParseRevocationKey reads the key that signs revocations: RSA in PEM, PKCS #8 or PKCS #1.
+func ParseRevocationKey(text []byte) (*rsa.PrivateKey, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("key of revocations: not PEM")
+	}
+	if key, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
+		return key, nil
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, errors.New("key of revocations: not a private key, or an encrypted one")
+	}
+	k, ok := key.(*rsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("key of revocations: it is a %T, Keylime's agents know RSA", key)
+	}
+	return k, nil
+}
+
 // SignRevocation signs with the key of the certificate that the agents were given: RSA-PSS
 // with SHA-256 and the longest salt (rsa_sign in Keylime's crypto.py).
-func SignRevocation(key crypto.Signer, message []byte) (*SignedRevocation, error) {
-	if _, ok := key.Public().(*rsa.PublicKey); !ok {
-		return nil, fmt.Errorf("sign revocation: the key is a %T, Keylime's agents know RSA", key.Public())
-	}
+func SignRevocation(key *rsa.PrivateKey, message []byte) (*SignedRevocation, error) {
 	sum := sha256.Sum256(message)
-	signature, err := key.Sign(rand.Reader, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: crypto.SHA256})
+	signature, err := rsa.SignPSS(rand.Reader, key, crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto})
 	if err != nil {
 		return nil, fmt.Errorf("sign revocation: %w", err)
 	}

@@ -117,7 +117,7 @@ func open(ctx context.Context, at string) (*database, error) {
 func (d *database) has(ctx context.Context, table string) (bool, error) {
 	q := `SELECT count(*) FROM information_schema.tables WHERE table_name = $1 AND table_type = 'BASE TABLE' AND table_schema = ANY (current_schemas(false))`
 	if !d.postgres {
-		q = `SELECT count(*) FROM sqlite_master WHERE name = $1 AND type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'`
+		q = `SELECT count(*) FROM sqlite_master WHERE name = $1 AND type = 'table' AND sql LIKE 'CREATE TABLE %'`
 	}
 	var n int
 	if err := d.QueryRowContext(ctx, q, table).Scan(&n); err != nil {
@@ -162,8 +162,8 @@ func (d *database) each(ctx context.Context, table string, limit, max int, colum
 			texts = append(texts, "''")
 			continue
 		}
-		texts = append(texts, fmt.Sprintf("CASE WHEN length(CAST(%s AS TEXT)) > %d THEN '' ELSE COALESCE(CAST(%s AS TEXT), '') END", c, max, c))
-		sizes = append(sizes, fmt.Sprintf("COALESCE(length(CAST(%s AS TEXT)), 0) > %d", c, max))
+		texts = append(texts, fmt.Sprintf("CASE WHEN octet_length(CAST(%s AS TEXT)) > %d THEN '' ELSE COALESCE(CAST(%s AS TEXT), '') END", c, max, c))
+		sizes = append(sizes, fmt.Sprintf("COALESCE(octet_length(CAST(%s AS TEXT)), 0) > %d", c, max))
 	}
 	if !there[columns[0]] {
 		return fmt.Errorf("it has no column %s", columns[0])
@@ -174,7 +174,7 @@ func (d *database) each(ctx context.Context, table string, limit, max int, colum
 		return err
 	}
 	defer rows.Close()
-	for n := 0; rows.Next(); n++ {
+	for n, bytes := 0, 0; rows.Next(); n++ {
 		if n == limit {
 			return fmt.Errorf("more than %d rows", limit)
 		}
@@ -186,6 +186,11 @@ func (d *database) each(ctx context.Context, table string, limit, max int, colum
 		}
 		if err := rows.Scan(dest...); err != nil {
 			return err
+		}
+		for _, v := range values {
+			if bytes += len(v); bytes > MaxTotal {
+				return fmt.Errorf("more than %d bytes", MaxTotal)
+			}
 		}
 		if tooLarge != 0 {
 			large(values[0])

@@ -121,8 +121,10 @@ func TestHostile(t *testing.T) {
 		statements []string
 		want       string
 	}{
-		"a view":              {[]string{endless}, ErrNoTables.Error()},
-		"a virtual table":     {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, ErrNoTables.Error()},
+		"a view":          {[]string{endless}, ErrNoTables.Error()},
+		"a virtual table": {[]string{`CREATE VIRTUAL TABLE registrarmain USING fts5(agent_id)`}, ErrNoTables.Error()},
+		"a disguised table": {[]string{`CREATE TABLE registrarmain (agent_id)`, `PRAGMA writable_schema = 1`,
+			`UPDATE sqlite_master SET sql = 'CREATE  VIRTUAL TABLE registrarmain USING fts5(agent_id)'`}, ErrNoTables.Error()},
 		"nothing":             {[]string{`CREATE TABLE other (x)`}, ErrNoTables.Error()},
 		"without its columns": {[]string{`CREATE TABLE registrarmain (x)`}, "no column agent_id"},
 		"too many policies": {[]string{schema, fmt.Sprintf(`WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x <= %d)
@@ -135,6 +137,10 @@ func TestHostile(t *testing.T) {
 	s, err := Read(t.Context(), newDatabase(t, schema, `INSERT INTO registrarmain (agent_id, aik_tpm) VALUES ('large', hex(zeroblob(100000))), ('small', 'x')`))
 	if err != nil || len(s.Agents) != 1 || s.Agents[0].ID != "small" || len(s.Notes) != 1 {
 		t.Errorf("a large field: %+v, %v", s, err)
+	}
+	s, err = Read(t.Context(), newDatabase(t, schema, `INSERT INTO registrarmain (agent_id, aik_tpm) VALUES ('large', CAST(zeroblob(100000) AS TEXT))`))
+	if err != nil || len(s.Agents) != 0 || len(s.Notes) != 1 {
+		t.Errorf("a large field behind a NUL: %d agents, %v", len(s.Agents), err)
 	}
 	s, err = Read(t.Context(), newDatabase(t, schema, `INSERT INTO registrarmain (agent_id, port) VALUES (x'ff00', 'many')`))
 	if err != nil || len(s.Agents) != 1 {

@@ -28,26 +28,29 @@ type Folder struct {
 func MakeFolder(name string, uid, gid int) error {
 	// The folder above is not a secret, and the user has to pass it.
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return fmt.Errorf("make payload folder: %w", err)
+		return fmt.Errorf("make folder: %w", err)
 	}
 	made := os.Mkdir(name, 0o700)
 	if made != nil && !errors.Is(made, fs.ErrExist) {
-		return fmt.Errorf("make payload folder: %w", made)
+		return fmt.Errorf("make folder: %w", made)
 	}
 	dir, err := openDir(name)
 	if err != nil {
-		return fmt.Errorf("make payload folder: %w", err)
+		return fmt.Errorf("make folder: %w", err)
 	}
 	defer dir.Close()
 	var at unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &at); err != nil {
-		return fmt.Errorf("make payload folder %s: %w", name, err)
+		return fmt.Errorf("make folder %s: %w", name, err)
 	}
 	if owner := int(at.Uid); made != nil && (at.Mode&0o7777 != 0o700 || owner != uid && owner != os.Geteuid() && uid != 0) {
-		return fmt.Errorf("make payload folder %s: it is there, of user %d with mode %04o: name another one, or remove it", name, owner, at.Mode&0o7777)
+		return fmt.Errorf("make folder %s: it is there, of user %d with mode %04o: name another one, or remove it", name, owner, at.Mode&0o7777)
 	}
-	if err := errors.Join(dir.Chmod(0o700), dir.Chown(uid, gid)); err != nil {
-		return fmt.Errorf("make payload folder: %w", err)
+	if made == nil { // whatever the umask is; of another's folder it would need CAP_FOWNER
+		err = dir.Chmod(0o700)
+	}
+	if err := errors.Join(err, dir.Chown(uid, gid)); err != nil {
+		return fmt.Errorf("make folder: %w", err)
 	}
 	return nil
 }

@@ -126,6 +126,7 @@ var answers = []struct {
 	{store.ErrPending, http.StatusForbidden, "challenges_expired", "no such attestation is under way: ask for a new challenge"},
 	{store.ErrConflict, http.StatusConflict, "conflict", "the state changed meanwhile: try again"},
 	{store.ErrDowngrade, http.StatusConflict, "downgrade", "an older version: say that a downgrade is meant"},
+	{store.ErrStopped, http.StatusForbidden, "stopped", "an operator stopped this agent: see attest fleet change, and attest fleet delete"},
 	{store.ErrInUse, http.StatusConflict, "in_use", "devices are still assigned to it"},
 	{store.ErrChain, http.StatusConflict, "chain", "the history was changed after it was written"},
 	{context.Canceled, http.StatusServiceUnavailable, "canceled", "the request was canceled"},

@@ -263,7 +263,15 @@ func (s *Server) changeDevice(c *call) error {
 }
 
 func (s *Server) deleteDevice(c *call) error {
-	if err := s.Store.DeleteDevice(c.Context(), c.PathValue("id"), c.who.name, c.now); err != nil {
+	id := c.PathValue("id")
+	_, err := s.Store.TenantAgent(c.Context(), id)
+	if err == nil { // the policies that were its alone go with it
+		err = s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, false, c.who.name, c.now)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
 		return err
 	}
 	c.w.WriteHeader(http.StatusNoContent)

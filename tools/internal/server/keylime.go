@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -156,16 +156,18 @@ func (s *Server) tenantForget(c *call) error {
 	case len(d.Policies) > 0:
 		return stopped(id)
 	}
-	if err := s.Store.DeleteDevice(c.Context(), id, c.who.name, c.now); err != nil {
+	forget := s.Store.DeleteDevice
+	if c.who.role == Tenant {
+		forget = s.Store.ForgetDevice
+	}
+	if err := forget(c.Context(), id, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
 }
 
 // stopped refuses what would undo the word of an operator.
-func stopped(id string) error {
-	return fail(http.StatusForbidden, "stopped", "agent %s was stopped by an operator: see attest fleet change, and attest fleet delete", id)
-}
+func stopped(id string) error { return fmt.Errorf("agent %s: %w", id, store.ErrStopped) }
 
 // onVerifier returns a device that is judged, and what a tenant said of it, if one did.
 func (s *Server) onVerifier(c *call, id string) (store.Device, *store.TenantAgent, error) {
@@ -258,7 +260,7 @@ func (s *Server) tenantRemove(c *call) error {
 			return err
 		}
 	}
-	if err := s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.name, c.now); err != nil {
+	if err := s.Store.RemoveFromVerifier(c.Context(), id, kindTenant, c.who.role == Tenant, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
@@ -273,36 +275,13 @@ func (s *Server) tenantAttest(c *call, attest bool) error {
 		return err
 	}
 	id := c.PathValue("id")
-	d, _, err := s.onVerifier(c, id)
-	if err != nil {
+	if _, _, err := s.onVerifier(c, id); err != nil {
 		return err
 	}
-	if attest && !d.Attest && c.who.role == Tenant {
-		if own, err := s.stoppedByTenant(c, id); err != nil {
-			return err
-		} else if !own {
-			return stopped(id)
-		}
-	}
-	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest}, c.who.name, c.now); err != nil {
+	if err := s.Store.UpdateDevice(c.Context(), id, store.Change{Attest: &attest, Tenant: c.who.role == Tenant}, c.who.name, c.now); err != nil {
 		return err
 	}
 	return c.tenant(http.StatusOK, struct{}{})
-}
-
-// stoppedByTenant says whether it was a tenant that stopped a device, and no operator.
-func (s *Server) stoppedByTenant(c *call, id string) (bool, error) {
-	events, err := s.Store.Events(c.Context(), id, 0, maxLooked)
-	if err != nil {
-		return false, err
-	}
-	for _, e := range events {
-		var change store.Change
-		if e.Kind == "device-changed" && json.Unmarshal([]byte(e.Detail), &change) == nil && change.Attest != nil && !*change.Attest {
-			return strings.HasPrefix(e.Actor, tenantPrefix), nil
-		}
-	}
-	return false, nil
 }
 
 // address is where the tenant reached this verifier; it goes there again.

@@ -2,13 +2,10 @@ package server
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -161,21 +158,12 @@ func (s *Server) sameRevocationKey(text string) error {
 	if text == "" {
 		return nil
 	}
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return fail(http.StatusBadRequest, "malformed", "revocation_key is not PEM")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := evidence.ParseRevocationKey([]byte(text))
 	if err != nil {
-		if key, err = x509.ParsePKCS1PrivateKey(block.Bytes); err != nil {
-			return fail(http.StatusBadRequest, "malformed", "revocation_key is not a private key")
-		}
+		return fail(http.StatusBadRequest, "malformed", "revocation_key: %v", err)
 	}
-	signer, ok := key.(crypto.Signer)
-	if own := s.Pull.RevocationKey; ok && own != nil {
-		if public, ok := own.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && public.Equal(signer.Public()) {
-			return nil
-		}
+	if own := s.Pull.RevocationKey; own != nil && own.PublicKey.Equal(&key.PublicKey) {
+		return nil
 	}
 	return fail(http.StatusBadRequest, "unsupported", "revocation_key is not the key with which this verifier signs notices: "+
 		"put RevocationNotifier-private.pem into its configuration ([pull] revocation_key) and add the agent again")
@@ -258,7 +246,7 @@ func (s *Server) addByTenant(c *call, m *tenantAdd, id string, settings *tenantS
 	if err != nil {
 		return err
 	}
-	change := store.TenantChange{Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
+	change := store.TenantChange{Tenant: c.who.role == Tenant, Epoch: epoch, Pull: pull, Due: c.now.Add(s.due()), Agent: &store.TenantAgent{Device: id, Settings: text}}
 	bodies, err := s.runtimeFor(c, m, &change)
 	if err != nil {
 		return err

@@ -158,7 +158,53 @@ func TestTenantForget(t *testing.T) {
 		t.Errorf("add what an operator stopped: %d %s, %v", a.status, a.body, err)
 	}
 	w.api("PATCH", "/devices/"+m.id, map[string]any{"policies": []string{}}, http.StatusOK)
+	forget(m.id, http.StatusForbidden) // it is stopped all the same
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
 	forget(m.id, http.StatusOK)
+}
+
+// TestTenantStopped: what an operator stopped stays so, whatever a tenant does, and in which order.
+func TestTenantStopped(t *testing.T) {
+	w := newWorld(t)
+	tenant := w.tenantOf()
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	agent := w.verifier + "/v2.6/agents/" + m.id
+	do := func(method, url string, body any, want int) {
+		t.Helper()
+		if a, err := w.try(tenant, method, url, "", body); err != nil || a.status != want {
+			t.Errorf("%s %s: %d %s, %v, want %d", method, url, a.status, a.body, err, want)
+		}
+		if d, err := w.store.Device(t.Context(), m.id, w.clock.Now()); err != nil || want == http.StatusForbidden && d.Attest {
+			t.Errorf("%s %s: it attests again, %v", method, url, err)
+		}
+	}
+	// Nor is one that no tenant has.
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusForbidden)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusOK)
+	do("PUT", agent+"/stop", nil, http.StatusOK)
+	do("PUT", agent+"/reactivate", nil, http.StatusOK) // its own word
+	do("DELETE", agent, nil, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusOK)
+
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": false}, http.StatusOK)
+	do("PUT", agent+"/stop", nil, http.StatusOK)
+	do("PUT", agent+"/reactivate", nil, http.StatusForbidden)
+	do("DELETE", agent, nil, http.StatusOK)
+	do("POST", agent, m.addition(nil), http.StatusForbidden)
+	do("DELETE", w.registrar+"/v2.6/agents/"+m.id, nil, http.StatusForbidden)
+	w.api("PATCH", "/devices/"+m.id, map[string]any{"attest": true}, http.StatusOK)
+	// What an operator deletes leaves nothing of what was its alone.
+	do("POST", agent, m.addition(map[string]any{"runtime_policy": encoded(t, runtimePolicy("/sbin/init")), "tpm_policy": `{"15":["` + strings.Repeat("0", 64) + `"]}`}), http.StatusOK)
+	if all, err := w.store.Policies(t.Context(), ""); err != nil || len(all) != 2 {
+		t.Errorf("policies: %+v, %v", all, err)
+	}
+	w.api("DELETE", "/devices/"+m.id, nil, http.StatusNoContent)
+	if all, err := w.store.Policies(t.Context(), ""); err != nil || len(all) != 0 {
+		t.Errorf("policies of nobody: %+v, %v", all, err)
+	}
 }
 
 // TestTenantLongName: the name of a derived policy is one, however long those of its parts are.
@@ -325,7 +371,8 @@ func TestImportDevice(t *testing.T) {
 			t.Errorf("the same TPM as another device, dry run %t: %d %s", dry, a.status, a.body)
 		}
 	}
-	for name, b := range map[string]map[string]any{"an AK that is an EK": {"ek_tpm": b64(m.ek.Public), "aik_tpm": b64(m.ek.Public)}, "nothing": {}, "no base64": {"ek_tpm": "!", "aik_tpm": "!"}} {
+	for name, b := range map[string]map[string]any{"an AK that is an EK": {"ek_tpm": b64(m.ek.Public), "aik_tpm": b64(m.ek.Public)}, "nothing": {}, "no base64": {"ek_tpm": "!", "aik_tpm": "!"},
+		"no port": {"ek_tpm": b64(other.ek.Public), "aik_tpm": b64(other.ak.Public()), "port": 70000}} {
 		if a := w.send("POST", w.verifier+"/api/v1/devices/x/import", w.admin, b); a.status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}

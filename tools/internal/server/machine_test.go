@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"time"
@@ -274,8 +275,12 @@ func (m *machine) expect(status store.Status, codes string) {
 
 // direct calls a handler without a network.
 func (m *machine) direct(h http.Handler, method, path string, body []byte) answer {
+	return m.directFrom(h, method, path, bytes.NewReader(body))
+}
+
+func (m *machine) directFrom(h http.Handler, method, path string, body io.Reader) answer {
 	m.w.t.Helper()
-	r := httptest.NewRequestWithContext(m.w.t.Context(), method, path, bytes.NewReader(body))
+	r := httptest.NewRequestWithContext(m.w.t.Context(), method, path, body)
 	r.Header.Set("Authorization", "Bearer "+m.token)
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, r)

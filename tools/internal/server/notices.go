@@ -80,12 +80,13 @@ func (s *Server) addSenders() error {
 }
 
 // tell is who is told of a change. Of a good verdict nobody is who heard of no bad one
-// before, but only the store knows that.
+// before, but only the store knows that: another verifier may have called the device overdue
+// since, or one whose clock is ahead.
 func (s *Server) tell(was, is store.Status) []store.Notice {
-	if was == is || is != store.Trusted && !notice.Bad(string(is)) {
-		return nil
+	if is == store.Trusted || was != is && notice.Bad(string(is)) {
+		return s.told
 	}
-	return s.told
+	return nil
 }
 
 // fleet is the source of all notices.

@@ -2,7 +2,7 @@ package server
 
 import (
 	"context"
-	"crypto"
+	"crypto/rsa"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -32,9 +32,9 @@ type Pull struct {
 	// addresses (where clouds keep their metadata), multicast and the unspecified address.
 	Networks []netip.Prefix
 	Parallel int // polls at a time, of this replica
-	// RevocationKey signs what polled agents are told of others, as Keylime does: RSA. Nil:
-	// they are told nothing.
-	RevocationKey crypto.Signer
+	// RevocationKey signs what polled agents are told of others, as Keylime does: with RSA-PSS,
+	// which package keys does not make. Nil: they are told nothing.
+	RevocationKey *rsa.PrivateKey
 }
 
 const (

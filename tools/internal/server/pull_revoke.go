@@ -13,7 +13,7 @@ import (
 )
 
 // targetRevocation is the target of one job for each alarm, which becomes one for each agent
-// that is polled: "revocation:DEVICE".
+// of the group that is polled: "revocation:DEVICE". Its payload is the last of them that has one.
 const targetRevocation = "revocation"
 
 // sendRevocation tells an agent that is polled of the bad verdict of another device of its
@@ -24,6 +24,10 @@ func (s *Server) sendRevocation(ctx context.Context, j store.Job) error {
 		return nil
 	}
 	if err != nil || !notice.Bad(string(a.Status)) {
+		return err
+	}
+	// A verdict that turns to and fro must not fill the queue.
+	if again, err := s.Store.BadAgain(ctx, a); err != nil || again {
 		return err
 	}
 	device, one := strings.CutPrefix(j.Target, targetRevocation+":")
@@ -66,23 +70,20 @@ func (s *Server) sendRevocation(ctx context.Context, j store.Job) error {
 }
 
 // splitRevocation makes a job for each agent that is polled, so that one that cannot be
-// reached keeps no other waiting.
+// reached keeps no other waiting: for a number of them, and a job for the rest.
 func (s *Server) splitRevocation(ctx context.Context, j store.Job, a store.Alarm) error {
-	var all []store.Notice
-	err := pages(func(after string, limit int) (ids []string, err error) {
-		pulls, err := s.Store.Pulls(ctx, after, limit)
-		for _, p := range pulls {
-			ids = append(ids, p.Device)
-		}
-		return ids, err
-	}, func(id string) error {
-		if id != a.Device {
-			all = append(all, store.Notice{Target: targetRevocation + ":" + id})
-		}
-		return nil
-	})
+	pulls, err := s.Store.Pulls(ctx, a.Group, string(j.Payload), batch)
 	if err != nil {
 		return err
+	}
+	var all []store.Notice
+	for _, p := range pulls {
+		if p.Device != a.Device {
+			all = append(all, store.Notice{Target: targetRevocation + ":" + p.Device})
+		}
+	}
+	if len(pulls) == batch {
+		all = append(all, store.Notice{Target: targetRevocation, Payload: []byte(pulls[batch-1].Device)})
 	}
 	if err := s.Store.Split(ctx, j, all, s.Now()); err != nil {
 		return err

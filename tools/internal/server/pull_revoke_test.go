@@ -5,7 +5,10 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"sync"
 	"testing"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
@@ -74,5 +77,96 @@ func (w *world) deliverAll() {
 		if n == 0 {
 			return
 		}
+	}
+}
+
+// A verdict that turns to and fro is told once, and fills no queue.
+func TestRevocationFlaps(t *testing.T) {
+	t.Parallel()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
+	p := w.polled(tpmtest.Start(t))
+	p.runFile("/sbin/init")
+	p.good(store.Trusted, "")
+	m := w.machine(tpmtest.Start(t))
+	m.enrol()
+	w.assign(m.id, "image")
+	m.session()
+	m.runFile("/sbin/init")
+	paths := []string{"/sbin/init", "/bin/sh"}
+	for _, evil := range []string{"/tmp/a", "/tmp/b", "/tmp/c"} {
+		m.runFile(evil)
+		m.expect(store.Untrusted, "unknown_file")
+		paths = append(paths, evil)
+		if evil != "/tmp/c" {
+			w.policy("image", paths...)
+			m.expect(store.Trusted, "")
+		}
+	}
+	w.deliverAll()
+	if n := p.count("POST /v2.2/notifications/revocation"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
+		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
+	}
+}
+
+// The jobs for many agents are made in steps, and for those of the group only.
+func TestRevocationSplit(t *testing.T) {
+	t.Parallel()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, withPull(t), func(o *Options) { o.Pull.RevocationKey = key })
+	m := w.enrolled(tpmtest.Start(t))
+	m.expect(store.Trusted, "")
+	var group sync.WaitGroup
+	for i := range batch + 5 {
+		d := store.Device{ID: fmt.Sprintf("z%04d", i)}
+		if i < 3 {
+			d.Group = "other"
+		}
+		group.Go(func() {
+			if err := errors.Join(w.store.AddDevice(t.Context(), d, "eve", w.clock.Now()),
+				w.store.SetPull(t.Context(), d.ID, store.PullSettings{Contact: "127.0.0.1:1"}, "eve", w.clock.Now())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	m.runFile("/tmp/evil")
+	m.expect(store.Untrusted, "unknown_file")
+	for _, want := range []int64{1, batch + 1} {
+		waiting, _, err := w.store.CountJobs(t.Context())
+		if err != nil || waiting != want {
+			t.Fatalf("%d jobs wait, want %d: %v", waiting, want, err)
+		}
+		if want == 1 {
+			if n, err := w.s.deliverSome(t.Context(), w.s.senders[0]); n != 1 || err != nil {
+				t.Fatalf("%d sent, %v", n, err)
+			}
+		}
+	}
+	jobs, err := w.store.Queue(t.Context(), 2*batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for _, j := range jobs {
+		if j.Target != targetRevocation {
+			told[j.Target] = true
+		}
+	}
+	if len(told) != batch || told["revocation:z0000"] || !told["revocation:z0003"] {
+		t.Errorf("%d agents are told", len(told))
+	}
+	w.deliverAll()
+	if waiting, dead, err := w.store.CountJobs(t.Context()); err != nil || waiting+dead != 0 {
+		t.Errorf("%d jobs wait, %d are dead: %v", waiting, dead, err)
 	}
 }

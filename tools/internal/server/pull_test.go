@@ -428,6 +428,19 @@ func TestPullContact(t *testing.T) {
 	}
 }
 
+// A zone may be any text, and means nothing to another machine.
+func TestZone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.machine(tpmtest.Start(t))
+	for _, ip := range []string{"fe80::1%\x00", "fe80::1%eth0\n\x1b[31m"} {
+		m.enrol(func(r *evidence.Registration) { r.IP = &ip })
+		if d, err := w.store.Device(t.Context(), m.id, w.clock.Now()); err != nil || d.IP != "" {
+			t.Errorf("registered with %q: %q, %v", ip, d.IP, err)
+		}
+	}
+}
+
 // Of several verifiers one polls a device; when it dies another goes on.
 func TestPullReplicas(t *testing.T) {
 	t.Parallel()

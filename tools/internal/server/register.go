@@ -88,7 +88,7 @@ func (s *Server) keysOf(c *call, m *evidence.Registration, ek *evidence.EK, ak *
 		s.Log.Warn("EK certificate not verified", "device", c.PathValue("id"), "peer", c.peer, "error", why)
 	}
 	if m.IP != nil {
-		if a, err := netip.ParseAddr(*m.IP); err == nil {
+		if a, err := netip.ParseAddr(*m.IP); err == nil && a.Zone() == "" {
 			i.IP = a.String()
 		}
 	}

@@ -184,7 +184,7 @@ func (s *Server) giveSecrets(c *call) error {
 		return err
 	}
 	if len(refs) > 0 {
-		err := s.Store.ReleaseSecrets(c.Context(), st, refs, hex.EncodeToString(key.Name()), c.now)
+		err := s.Store.ReleaseSecrets(c.Context(), st, refs, hex.EncodeToString(key.Name()), s.Now())
 		if errors.Is(err, store.ErrUntrusted) {
 			return errNotTrusted
 		}

@@ -365,7 +365,8 @@ func (s *Store) SweepOverdue(ctx context.Context, now time.Time, limit int, noti
 			return err
 		}
 		for _, r := range rows {
-			if _, err := t.exec(`UPDATE attestation SET noticed = due WHERE device = $1`, r.device); err != nil {
+			// A judgement under way has to know of it: what others were told is for it to take back.
+			if _, err := t.exec(`UPDATE attestation SET noticed = due, rev = rev + 1 WHERE device = $1`, r.device); err != nil {
 				return err
 			}
 			e, err := t.eventWith(Event{At: now, Kind: "overdue", Device: r.device,

@@ -185,6 +185,30 @@ type Change struct {
 	Labels   *map[string]string `json:"labels,omitempty"`
 	Attest   *bool              `json:"attest,omitempty"`
 	Policies *[]string          `json:"policies,omitempty"`
+	Tenant   bool               `json:"-"` // a tenant says so, and cannot undo what an operator said: see [ErrStopped]
+}
+
+// Values of device.attest. Who does not know the last takes it for the first.
+const (
+	stoppedByOperator = 0
+	attests           = 1
+	stoppedByTenant   = 2
+)
+
+// attestAfter is what device.attest becomes where somebody says that a device may attest, or
+// that it may not.
+func attestAfter(was int64, may, tenant bool) (int64, error) {
+	switch {
+	case !tenant:
+		return truth(may), nil
+	case was == stoppedByOperator && may:
+		return was, ErrStopped
+	case was == stoppedByOperator:
+		return was, nil
+	case may:
+		return attests, nil
+	}
+	return stoppedByTenant, nil
 }
 
 // UpdateDevice changes a device and writes an event. Judgements under way that began
@@ -203,7 +227,10 @@ func (s *Store) UpdateDevice(ctx context.Context, id string, c Change, actor str
 			group = *c.Group
 		}
 		if c.Attest != nil {
-			attest = truth(*c.Attest)
+			var err error
+			if attest, err = attestAfter(attest, *c.Attest, c.Tenant); err != nil {
+				return err
+			}
 		}
 		var names []string
 		if c.Policies != nil {
@@ -241,10 +268,28 @@ func (s *Store) UpdateDevice(ctx context.Context, id string, c Change, actor str
 
 // DeleteDevice forgets a device, its sessions and its state. Its events stay.
 func (s *Store) DeleteDevice(ctx context.Context, id, actor string, now time.Time) error {
+	return s.deleteDevice(ctx, id, false, actor, now)
+}
+
+// ForgetDevice is DeleteDevice for a tenant: one that an operator stopped is an [ErrStopped].
+func (s *Store) ForgetDevice(ctx context.Context, id, actor string, now time.Time) error {
+	return s.deleteDevice(ctx, id, true, actor, now)
+}
+
+func (s *Store) deleteDevice(ctx context.Context, id string, tenant bool, actor string, now time.Time) error {
 	if CheckID(id) != nil {
 		return fmt.Errorf("delete device %.40q: %w", id, ErrNotFound)
 	}
 	err := s.write(ctx, id, func(t *tx) error {
+		if tenant {
+			var attest int64
+			if err := t.get([]any{&attest}, `SELECT attest FROM device WHERE id = $1`+s.lockUpdate, id); err != nil {
+				return err
+			}
+			if attest == stoppedByOperator {
+				return ErrStopped
+			}
+		}
 		n, err := t.exec(`DELETE FROM device WHERE id = $1`, id)
 		if err != nil {
 			return err

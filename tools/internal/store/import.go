@@ -25,7 +25,7 @@ type Imported struct {
 // or keys with another id, is an [ErrIdentity].
 func (s *Store) Import(ctx context.Context, d Imported, actor string, now time.Time) (added bool, err error) {
 	labels, err := checkAssigned(d.Device, d.Group, d.Labels, d.Policies)
-	if err := errors.Join(err, d.check(), invalid(text("source", d.Source, MaxText))); err != nil {
+	if err := errors.Join(err, invalid(errors.Join(d.check(), text("source", d.Source, MaxText)))); err != nil {
 		return false, fmt.Errorf("import device %.40q: %w", d.Device, err)
 	}
 	err = s.write(ctx, "", func(t *tx) error {

@@ -41,6 +41,7 @@ type TenantMB struct {
 // TenantChange is one act of a tenant, or that of an operator on a policy which tenants use.
 // All of it happens or nothing.
 type TenantChange struct {
+	Tenant   bool          // a tenant's: a device that an operator stopped is an [ErrStopped]
 	Epoch    int64         // of the policies when it was made up: see [Store.PolicyEpoch]; another one is an [ErrConflict]
 	Activate *ActivePolicy // an operator's: what is derived of it is in Policies
 	Policies []TenantPolicy
@@ -198,11 +199,15 @@ func (t *tx) putMB(m *TenantMB, b *blob, actor string, now time.Time) error {
 func (t *tx) addTenantAgent(c TenantChange, actor string, now time.Time) error {
 	a := c.Agent
 	var state string
-	if err := t.get([]any{&state}, `SELECT state FROM device WHERE id = $1`+t.s.lockUpdate, a.Device); err != nil {
+	var attest int64
+	if err := t.get([]any{&state, &attest}, `SELECT state, attest FROM device WHERE id = $1`+t.s.lockUpdate, a.Device); err != nil {
 		return err
 	}
 	if state != string(Active) {
 		return ErrNotFound
+	}
+	if _, err := attestAfter(attest, true, c.Tenant); err != nil {
+		return err
 	}
 	var policies int64
 	if err := t.get([]any{&policies}, `SELECT count(*) FROM device_policy WHERE device = $1`, a.Device); err != nil {
@@ -247,18 +252,23 @@ func (t *tx) addTenantAgent(c TenantChange, actor string, now time.Time) error {
 
 // RemoveFromVerifier ends the attestation of a device and takes its policies from it; it
 // stays enrolled. Policies of kind that were its alone are forgotten, and the measured boot
-// policy that has its name. A device that is not enrolled is an [ErrNotFound].
-func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind, actor string, now time.Time) error {
+// policy that has its name. A device that is not enrolled is an [ErrNotFound]. What a tenant
+// removes a tenant may add again.
+func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind string, tenant bool, actor string, now time.Time) error {
 	if CheckID(id) != nil {
 		return fmt.Errorf("remove device %.40q: %w", id, ErrNotFound)
 	}
 	err := s.write(ctx, id, func(t *tx) error {
-		n, err := t.exec(`UPDATE device SET attest = 0 WHERE id = $1 AND state = 'active'`, id)
+		var attest int64
+		if err := t.get([]any{&attest}, `SELECT attest FROM device WHERE id = $1 AND state = 'active'`+s.lockUpdate, id); err != nil {
+			return err
+		}
+		attest, err := attestAfter(attest, false, tenant)
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			return ErrNotFound
+		if _, err := t.exec(`UPDATE device SET attest = $2 WHERE id = $1`, id, attest); err != nil {
+			return err
 		}
 		names, err := listIn(t, func(r scanner) (name string, err error) { return name, r.Scan(&name) },
 			`SELECT policy FROM device_policy WHERE device = $1`, id)
@@ -296,12 +306,20 @@ func (s *Store) RemoveFromVerifier(ctx context.Context, id, kind, actor string, 
 
 // forgetPolicy deletes the revisions of kind of a policy that nobody is assigned to.
 func (t *tx) forgetPolicy(name, kind string) error {
+	// Who assigns it meanwhile is waited for, and then seen: see putTenantPolicy.
+	err := t.get([]any{new(int64)}, `SELECT highest FROM policy WHERE name = $1`+t.s.lockUpdate, name)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if _, err := t.exec(`DELETE FROM policy_revision WHERE name = $1 AND kind = $2
 		AND NOT EXISTS (SELECT 1 FROM device_policy p WHERE p.policy = $1)
 		AND NOT EXISTS (SELECT 1 FROM keylime_agent a WHERE a.runtime = $1)`, name, kind); err != nil {
 		return err
 	}
-	_, err := t.exec(`DELETE FROM policy_body WHERE NOT EXISTS (SELECT 1 FROM policy_revision r WHERE r.digest = policy_body.digest)`)
+	_, err = t.exec(`DELETE FROM policy_body WHERE NOT EXISTS (SELECT 1 FROM policy_revision r WHERE r.digest = policy_body.digest)`)
 	return err
 }
 

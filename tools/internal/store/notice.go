@@ -63,6 +63,16 @@ func (s *Store) Alarm(ctx context.Context, seq int64) (Alarm, error) {
 	return a, nil
 }
 
+// BadAgain says whether there is a later alarm of the device and its group that is bad too.
+func (s *Store) BadAgain(ctx context.Context, a Alarm) (again bool, err error) {
+	err = s.reads.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM notice WHERE device = $1 AND grp = $2 AND seq > $3 AND status <> 'trusted')`,
+		a.Device, a.Group, a.Seq).Scan(&again)
+	if err != nil {
+		return false, fmt.Errorf("read later alarms of device %s: %w", a.Device, err)
+	}
+	return again, nil
+}
+
 const sqlAlarms = sqlAlarm + `WHERE n.grp = $1 AND n.seq > $2 AND NOT EXISTS
 	(SELECT 1 FROM notice l WHERE l.device = n.device AND l.grp = n.grp AND l.seq > n.seq) ORDER BY n.seq LIMIT $3`
 
@@ -102,13 +112,14 @@ func (s *Store) Group(ctx context.Context, device string) (group string, err err
 	return group, nil
 }
 
-// PruneAlarms forgets alarms before a time that a later one of the same device replaced, or
-// whose device is gone.
+// PruneAlarms forgets at most limit alarms that a later one of the same device replaced, which
+// nobody asks for any more, and those before a time whose device is gone. As long as there is
+// a job about one it stays.
 func (s *Store) PruneAlarms(ctx context.Context, before time.Time, limit int) (n int64, err error) {
 	err = s.write(ctx, "\xff", func(t *tx) (err error) {
-		n, err = t.exec(`DELETE FROM notice WHERE seq IN (SELECT n.seq FROM notice n JOIN event e ON e.seq = n.seq WHERE e.at < $1
-			AND (EXISTS (SELECT 1 FROM notice l WHERE l.device = n.device AND l.grp = n.grp AND l.seq > n.seq)
-			OR NOT EXISTS (SELECT 1 FROM device d WHERE d.id = n.device))
+		n, err = t.exec(`DELETE FROM notice WHERE seq IN (SELECT n.seq FROM notice n JOIN event e ON e.seq = n.seq
+			WHERE (EXISTS (SELECT 1 FROM notice l WHERE l.device = n.device AND l.grp = n.grp AND l.seq > n.seq)
+			OR e.at < $1 AND NOT EXISTS (SELECT 1 FROM device d WHERE d.id = n.device))
 			AND NOT EXISTS (SELECT 1 FROM job j WHERE j.event = n.seq) ORDER BY n.seq LIMIT $2)`, micros(before), limit)
 		return err
 	})

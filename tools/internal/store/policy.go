@@ -208,6 +208,9 @@ func (s *Store) DeletePolicy(ctx context.Context, name, actor string, now time.T
 
 // Policies lists the revisions of one policy, or of all if name is empty, without bodies.
 func (s *Store) Policies(ctx context.Context, name string) ([]Policy, error) {
+	if name != "" && CheckID(name) != nil {
+		return nil, nil
+	}
 	all, err := list(ctx, s.reads, func(r scanner) (p Policy, err error) {
 		var active, created int64
 		err = r.Scan(&p.Name, &p.Version, &p.Digest, &p.Kind, &active, &created, &p.Size)

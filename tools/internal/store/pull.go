@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 )
@@ -83,11 +84,12 @@ func (t *tx) setPull(device string, p PullSettings, actor string, now time.Time)
 	if err := t.get([]any{new(string)}, `SELECT id FROM device WHERE id = $1`, device); err != nil {
 		return err
 	}
+	// It begins anywhere, so that no claim of a row that was deleted is one of the new row.
 	_, err := t.exec(`INSERT INTO pull (device, contact, version, share, handed, next_at, claim, failures, error)
-		VALUES ($1, $2, $3, $4, 0, $5, 0, 0, '')
+		VALUES ($1, $2, $3, $4, 0, $5, $6, 0, '')
 		ON CONFLICT (device) DO UPDATE SET contact = excluded.contact, version = excluded.version, share = COALESCE(excluded.share, pull.share),
 		handed = CASE WHEN excluded.share IS NULL THEN pull.handed ELSE 0 END, next_at = excluded.next_at, claim = pull.claim + 1, failures = 0, error = ''`,
-		device, p.Contact, p.Version, null(p.Share), micros(now))
+		device, p.Contact, p.Version, null(p.Share), micros(now), rand.Int64N(1<<62))
 	if err != nil {
 		return err
 	}
@@ -137,10 +139,11 @@ func (s *Store) Pull(ctx context.Context, device string) (Pull, error) {
 	return p, nil
 }
 
-// Pulls lists at most limit devices that are polled, those after the given id, in the order
-// of their ids.
-func (s *Store) Pulls(ctx context.Context, after string, limit int) ([]Pull, error) {
-	all, err := list(ctx, s.reads, scanPull, sqlPull+`WHERE device > $1 ORDER BY device LIMIT $2`, after, limit)
+// Pulls lists at most limit devices of a group that are polled, those after the given id, in
+// the order of their ids.
+func (s *Store) Pulls(ctx context.Context, group, after string, limit int) ([]Pull, error) {
+	all, err := list(ctx, s.reads, scanPull, sqlPull+`WHERE device > $2 AND device IN (SELECT id FROM device WHERE grp = $1)
+		ORDER BY device LIMIT $3`, group, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list polled devices: %w", err)
 	}

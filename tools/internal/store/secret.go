@@ -244,7 +244,10 @@ func (s *Store) ReleaseSecrets(ctx context.Context, st *State, refs []SecretRef,
 			return err
 		}
 		for _, r := range refs {
-			err := t.get([]any{new(int64)}, `SELECT s.revision`+sqlGranted+` AND s.name = $2 AND s.revision = $3`+s.lockShare, st.Device, r.Name, r.Revision)
+			err := t.get([]any{new(int64)}, `SELECT revision FROM secret WHERE name = $1`+s.lockShare, r.Name)
+			if err == nil { // in a statement of its own, which sees what was committed while that one waited
+				err = t.get([]any{new(int64)}, `SELECT s.revision`+sqlGranted+` AND s.name = $2 AND s.revision = $3`, st.Device, r.Name, r.Revision)
+			}
 			if err := gone(err); err != nil {
 				return fmt.Errorf("secret %s: %w", r.Name, err)
 			}

@@ -56,6 +56,8 @@ var (
 	ErrInUse = errors.New("still in use")
 	// ErrSchema means that the database was made by another version of this program.
 	ErrSchema = errors.New("schema version of the database does not fit")
+	// ErrStopped means that an operator stopped the device, which a tenant cannot undo. Answer 403.
+	ErrStopped = errors.New("stopped by an operator")
 	// ErrChain means that the history was changed after it was written.
 	ErrChain = errors.New("chain of events is broken")
 	// ErrClosed means that the store was closed.

@@ -70,12 +70,19 @@ func TestLyingAnswers(t *testing.T) {
 		dev, err := tpm.Open(listen(t, func(c net.Conn) {
 			_, _ = c.Read(make([]byte, 4096))
 			_, _ = c.Write([]byte(answer))
+			_ = c.(*net.TCPConn).CloseWrite()
+			if n, _ := c.Read(make([]byte, 4096)); n > 0 {
+				t.Errorf("%s: a command comes after it, whose answer this could be", name)
+			}
 		}))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := dev.Clock(); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+		if _, err := dev.Clock(); err == nil {
+			t.Errorf("%s: and then another", name)
 		}
 		_ = dev.Close()
 	}

@@ -46,8 +46,13 @@ var (
 // maxResponse is the largest answer that is read; the reference TPM's is 4096.
 const maxResponse = 4096
 
-// dialTimeout bounds the wait for a socket; a device is opened at once.
-const dialTimeout = 5 * time.Second
+// dialTimeout bounds the wait for a socket; a device is opened at once. socketTime bounds a
+// command there, of which the longest makes a key: an emulator that has a client already
+// lets another one wait for ever. Linux bounds those of its devices.
+const (
+	dialTimeout = 5 * time.Second
+	socketTime  = 3 * time.Minute
+)
 
 // TPM is an open TPM. Commands may be sent concurrently; each is one exchange.
 type TPM struct {
@@ -125,8 +130,17 @@ func (t *TPM) Send(command []byte) ([]byte, error) {
 	}
 }
 
-// exchange writes a command and reads its answer, which has at least a header.
-func (t *TPM) exchange(command []byte) ([]byte, error) {
+// exchange writes a command and reads its answer, which has at least a header. An error
+// closes the connection: the next answer could be that of this command.
+func (t *TPM) exchange(command []byte) (answer []byte, err error) {
+	defer func() {
+		if err != nil {
+			_ = t.conn.Close()
+		}
+	}()
+	if c, ok := t.conn.(net.Conn); ok {
+		_ = c.SetDeadline(time.Now().Add(socketTime))
+	}
 	if _, err := t.conn.Write(command); err != nil {
 		return nil, fmt.Errorf("write to TPM %s: %w", t.address, err)
 	}

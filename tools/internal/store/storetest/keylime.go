@@ -2,7 +2,9 @@ package storetest
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -89,8 +91,9 @@ func testTenantAgents(t *testing.T, url string) {
 		t.Errorf("measured boot policy: %s, %v", body, err)
 	}
 
-	must(t, s.RemoveFromVerifier(ctx, "a", tenantKind, "tenant", Start))
-	want(t, s.RemoveFromVerifier(ctx, "nobody", tenantKind, "tenant", Start), store.ErrNotFound)
+	testStopped(t, s, change, epoch)
+	must(t, s.RemoveFromVerifier(ctx, "a", tenantKind, true, "tenant", Start))
+	want(t, s.RemoveFromVerifier(ctx, "nobody", tenantKind, true, "tenant", Start), store.ErrNotFound)
 	_, err = s.TenantAgent(ctx, "a")
 	want(t, err, store.ErrNotFound)
 	if d, err = s.Device(ctx, "a", Start); err != nil || d.Attest || len(d.Policies) != 0 {
@@ -142,4 +145,67 @@ func testImport(t *testing.T, url string) {
 	}
 	_, err = s.VerifyChain(ctx, store.Head{})
 	must(t, err)
+}
+
+// testStopped: what an operator stopped no tenant lets attest again, nor forgets.
+func testStopped(t *testing.T, s *store.Store, change func(store.TenantChange) error, epoch func() int64) {
+	t.Helper()
+	ctx := t.Context()
+	Enrol(t, s, "stopped")
+	attest := func(may, tenant bool) error {
+		return s.UpdateDevice(ctx, "stopped", store.Change{Attest: &may, Tenant: tenant}, "eve", Start)
+	}
+	add := func() error {
+		return change(store.TenantChange{Tenant: true, Epoch: epoch(), Due: Start.Add(time.Hour), Agent: &store.TenantAgent{Device: "stopped", Settings: json.RawMessage(`{}`)}})
+	}
+	must(t, add())
+	must(t, attest(false, true))
+	must(t, attest(true, true)) // its own word
+	must(t, s.RemoveFromVerifier(ctx, "stopped", tenantKind, true, "tenant", Start))
+	must(t, add())
+	must(t, attest(false, false))
+	for _, do := range []func() error{func() error { return nil }, func() error { return attest(false, true) },
+		func() error { return s.RemoveFromVerifier(ctx, "stopped", tenantKind, true, "tenant", Start) }} {
+		must(t, do())
+		want(t, attest(true, true), store.ErrStopped)
+		want(t, s.ForgetDevice(ctx, "stopped", "tenant", Start), store.ErrStopped)
+	}
+	want(t, add(), store.ErrStopped)
+	must(t, attest(true, false))
+	must(t, add())
+	must(t, s.ForgetDevice(ctx, "stopped", "tenant", Start))
+	want(t, s.ForgetDevice(ctx, "stopped", "tenant", Start), store.ErrNotFound)
+}
+
+// testTenantRace adds and removes devices that share a policy: none is left without it while
+// it has it.
+func testTenantRace(t *testing.T, url string) {
+	s, ctx := open(t, url), t.Context()
+	var group sync.WaitGroup
+	for _, id := range []string{"a", "b", "c"} {
+		Enrol(t, s, id)
+		group.Go(func() {
+			for n := 0; n < 15; {
+				epoch, err := s.PolicyEpoch(ctx)
+				soft(t, err)
+				err = s.ChangeByTenant(ctx, store.TenantChange{Tenant: true, Epoch: epoch, Due: Start.Add(time.Hour), Assign: []string{"image.with.x"},
+					Policies: []store.TenantPolicy{{Name: "image.with.x", Kind: tenantKind, Bodies: [][]byte{[]byte("v1")}, Derived: true}},
+					Agent:    &store.TenantAgent{Device: id, Settings: json.RawMessage(`{}`)}}, "tenant", Start)
+				if errors.Is(err, store.ErrConflict) {
+					continue
+				}
+				soft(t, err)
+				time.Sleep(time.Millisecond)
+				if st, err := s.State(ctx, id, Start); err != nil || len(st.Policies) != 1 {
+					t.Errorf("%s has no policy: %v", id, err)
+				}
+				soft(t, s.RemoveFromVerifier(ctx, id, tenantKind, true, "tenant", Start))
+				n++
+			}
+		})
+	}
+	group.Wait()
+	if left, err := s.Policies(ctx, ""); err != nil || len(left) != 0 {
+		t.Errorf("policies of nobody: %+v, %v", left, err)
+	}
 }

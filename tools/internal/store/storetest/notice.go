@@ -152,12 +152,25 @@ func testAlarms(t *testing.T, url string) {
 		t.Errorf("alarm: %+v", a)
 	}
 	jobs(2)
-	if n, err := s.PruneAlarms(ctx, Start.Add(time.Hour), 100); err != nil || n != 1 { // the first of a
+	must(t, s.DeleteDevice(ctx, "b", "eve", Start))
+	if n, err := s.PruneAlarms(ctx, Start.Add(-time.Hour), 100); err != nil || n != 1 { // the first of a
 		t.Errorf("pruned %d alarms, want 1: %v", n, err)
 	}
 	has("g", 0, good, bad)
+	if n, err := s.PruneAlarms(ctx, Start.Add(time.Hour), 100); err != nil || n != 1 { // that of b
+		t.Errorf("pruned %d alarms, want 1: %v", n, err)
+	}
+	has("g", 0, good)
 	if _, err := s.Alarm(ctx, first); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("alarm %d: %v", first, err)
+	}
+	last := attest("a", store.Broken)
+	for seq, want := range map[int64]bool{good: true, last: false} {
+		a, err := s.Alarm(ctx, seq)
+		must(t, err)
+		if again, err := s.BadAgain(ctx, a); err != nil || again != want {
+			t.Errorf("bad again after %d: %t, %v", seq, again, err)
+		}
 	}
 }
 

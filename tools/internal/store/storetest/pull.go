@@ -66,17 +66,46 @@ func testPull(t *testing.T, url string) {
 	if p, err = s.Pull(ctx, "a"); err != nil || !p.Waiting || p.Contact != "" {
 		t.Errorf("after new settings: %+v, %v", p, err)
 	}
-	if all, err := s.Pulls(ctx, "a", 10); err != nil || len(all) != 2 || all[0].Device != "expected" {
+	if all, err := s.Pulls(ctx, "", "a", 10); err != nil || len(all) != 2 || all[0].Device != "expected" {
 		t.Errorf("polled devices after a: %+v, %v", all, err)
+	}
+	if all, err := s.Pulls(ctx, "another", "", 10); err != nil || len(all) != 0 {
+		t.Errorf("polled devices of another group: %+v, %v", all, err)
 	}
 	must(t, s.EndPull(ctx, "a", "eve", Start))
 	want(t, s.EndPull(ctx, "a", "eve", Start), store.ErrNotFound)
+	testPullAgain(t, s, share)
 	must(t, s.DeleteDevice(ctx, "stopped", "eve", Start))
 	_, err = s.Pull(ctx, "stopped")
 	want(t, err, store.ErrNotFound)
 	if _, err := s.VerifyChain(ctx, store.Head{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// testPullAgain takes a device away while it is polled and adds it anew, as Keylime's tenant
+// updates one: what came of the old poll says nothing of the new share.
+func testPullAgain(t *testing.T, s *store.Store, share []byte) {
+	t.Helper()
+	ctx := t.Context()
+	poll := func() store.PullClaim {
+		t.Helper()
+		must(t, s.SetPull(ctx, "a", store.PullSettings{Share: share}, "tenant", Start))
+		claims, err := s.ClaimPulls(ctx, 1, time.Minute, Start)
+		if must(t, err); len(claims) != 1 {
+			t.Fatalf("claims %+v", claims)
+		}
+		return claims[0]
+	}
+	old := poll()
+	must(t, s.EndPull(ctx, "a", "tenant", Start))
+	poll()
+	want(t, s.ReleaseShare(ctx, old, Start.Add(time.Hour)), store.ErrConflict)
+	want(t, s.EndClaim(ctx, old, store.PullResult{Next: Start, Handed: true}, Start), store.ErrConflict)
+	if p, err := s.Pull(ctx, "a"); err != nil || !p.Waiting {
+		t.Errorf("added anew: %+v, %v", p, err)
+	}
+	must(t, s.EndPull(ctx, "a", "tenant", Start))
 }
 
 // checkShare releases the share of the device that a poller has, which nobody judged yet.

@@ -276,3 +276,62 @@ func testReleaseRace(t *testing.T, url string) {
 	}
 	t.Logf("%d releases among %d events", releases, len(events))
 }
+
+// testReleaseTakenRace gives a secret and takes it away while devices ask for it: none is
+// released that was taken away.
+func testReleaseTakenRace(t *testing.T, url string) {
+	s, ctx := open(t, url), t.Context()
+	web := putSecret(t, s, "web")
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	devices := store.Grant{}
+	for i := range 4 {
+		id := string(rune('a' + i))
+		Enrol(t, s, id)
+		_, err := s.Attest(ctx, state(t, s, id, Start), good(Start, 1, 0, 1))
+		must(t, err)
+		devices.Devices = append(devices.Devices, id)
+	}
+	for _, id := range devices.Devices {
+		st := state(t, s, id, Start)
+		group.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := s.ReleaseSecrets(ctx, st, []store.SecretRef{web}, "key", Start); err != nil && !errors.Is(err, store.ErrConflict) {
+					t.Error(err)
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	for range 30 {
+		must(t, s.AssignSecret(ctx, "web", devices, store.Grant{}, "eve", Start))
+		time.Sleep(time.Millisecond)
+		must(t, s.AssignSecret(ctx, "web", store.Grant{}, devices, "eve", Start))
+	}
+	close(done)
+	group.Wait()
+	events, err := s.Events(ctx, "", 0, 100_000)
+	must(t, err)
+	slices.Reverse(events)
+	assigned, releases := false, 0
+	for _, e := range events {
+		switch e.Kind {
+		case "secret-assigned":
+			assigned = strings.Contains(e.Detail, `"not_devices":null`)
+		case "secret-released":
+			if releases++; !assigned {
+				t.Errorf("event %d: released after it was taken away", e.Seq)
+			}
+		}
+	}
+	if releases == 0 {
+		t.Error("nothing was released")
+	}
+	t.Logf("%d releases among %d events", releases, len(events))
+}

@@ -53,11 +53,13 @@ func Run(t *testing.T, newDB func(testing.TB) string) {
 		{"PullRace", testPullRace},
 		{"Tokens", testTokens},
 		{"TenantAgents", testTenantAgents},
+		{"TenantRace", testTenantRace},
 		{"Import", testImport},
 		{"Secrets", testSecrets},
 		{"SecretBounds", testSecretBounds},
 		{"Release", testRelease},
 		{"ReleaseRace", testReleaseRace},
+		{"ReleaseTakenRace", testReleaseTakenRace},
 		{"BadWriteInBatch", testBadWriteInBatch},
 		{"Closed", testClosed},
 		{"Crash", testCrash},
@@ -260,6 +262,11 @@ func testHostileIDs(t *testing.T, url string) {
 	for _, group := range []string{"a\x00b", "\xff", strings.Repeat("a", store.MaxText+1)} {
 		if err := s.AddDevice(ctx, store.Device{ID: "a", Group: group}, "eve", Start); err == nil {
 			t.Errorf("group %.20q was taken", group)
+		}
+	}
+	for _, name := range []string{"a\x00", "\xff"} {
+		if all, err := s.Policies(ctx, name); err != nil || len(all) != 0 {
+			t.Errorf("policies called %q: %v, %v", name, all, err)
 		}
 	}
 	if all, err := s.Devices(ctx, store.Filter{}, "", 10, Start); err != nil || len(all) != 0 {

@@ -91,7 +91,9 @@ func (e *Emulator) start(startup string) {
 func (e *Emulator) stop() {
 	if e.proc != nil {
 		_ = e.proc.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(10*time.Second, func(p *os.Process) func() { return func() { _ = p.Kill() } }(e.proc.Process))
 		_ = e.proc.Wait()
+		late.Stop()
 		e.proc = nil
 	}
 }
