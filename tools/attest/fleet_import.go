@@ -106,6 +106,8 @@ type importer struct {
 	have   *keylimedb.Snapshot
 	report importReport
 	usable map[string]bool // "runtime NAME", "mb NAME": what the verifier has now
+
+	notPolled string // why the verifier cannot poll the device that came last
 }
 
 func (f *importFlags) run(c *cobra.Command, o *fleetFlags) error {
@@ -208,7 +210,7 @@ func (i *importer) runtime(p keylimedb.Policy) error {
 	if err := nameFault(p.Name); err != nil {
 		return i.leave(counts, "runtime policy", p.Name, err)
 	}
-	if p.TPM != "" && p.TPM != "{}" {
+	if pinsPCRs(p.TPM) {
 		i.report.Notes = append(i.report.Notes, fmt.Sprintf("runtime policy %s: Keylime enforces no tpm_policy beside it, and it was not taken", showText(p.Name)))
 	}
 	var there fleetPolicies
@@ -238,6 +240,16 @@ func (i *importer) runtime(p keylimedb.Policy) error {
 	counts.Added++
 	i.usable["runtime "+p.Name] = true
 	return nil
+}
+
+// pinsPCRs says whether a tpm_policy holds more than the mask that Keylime computes.
+func pinsPCRs(text string) bool {
+	var members map[string]json.RawMessage
+	if json.Unmarshal([]byte(text), &members) != nil {
+		return text != ""
+	}
+	delete(members, "mask")
+	return len(members) > 0
 }
 
 // keylime is the same verifier at its API of Keylime's shape.
@@ -301,11 +313,13 @@ func (i *importer) device(a *keylimedb.Agent) (taken bool, err error) {
 		body["port"] = a.Port
 	}
 	var answer struct {
-		Added bool `json:"added"`
+		Added     bool   `json:"added"`
+		NotPolled string `json:"not_polled"`
 	}
 	if err := i.client.send(i.ctx, http.MethodPost, apiPath("devices", a.ID, "import"), body, &answer); err != nil {
 		return false, i.leave(counts, "device", a.ID, err)
 	}
+	i.notPolled = answer.NotPolled
 	if answer.Added {
 		counts.Added++
 	} else {
@@ -332,6 +346,9 @@ func (i *importer) assign(a *keylimedb.Agent) error {
 	}
 	if runtime == "" {
 		i.report.Notes = append(i.report.Notes, fmt.Sprintf("device %s: it has no runtime policy, and is watched and never trusted", showText(a.ID)))
+	}
+	if i.dryRun && i.notPolled != "" {
+		return i.leave(counts, "assignment", a.ID, &ownFault{i.notPolled})
 	}
 	if i.dryRun {
 		counts.Added++
