@@ -50,12 +50,17 @@ do_compile[noexec] = "1"
 
 SETTINGS = "${sysconfdir}/attest/agent.toml"
 
+# NAME VARIABLE FILE
+attest_file() {
+    ! grep -q -e 'PRIVATE KEY-----' "$3" || bbfatal "$2: $3 has a private key, too, which everybody could read in the image: give the certificate alone"
+    install -m 0644 "$3" ${D}${sysconfdir}/attest/$1
+}
+
 # SETTING NAME VARIABLE FILE
 attest_certificate() {
     [ -n "$4" ] || return 0
     grep -q -e '-----BEGIN CERTIFICATE-----' "$4" || bbfatal "$3: $4 is no certificate in PEM"
-    ! grep -q -e 'PRIVATE KEY-----' "$4" || bbfatal "$3: $4 has a private key, too, which everybody could read in the image: give the certificate alone"
-    install -m 0644 "$4" ${D}${sysconfdir}/attest/$2
+    attest_file "$2" "$3" "$4"
     printf '%s = "%s"\n' $1 ${sysconfdir}/attest/$2 >> ${D}${SETTINGS}
 }
 
@@ -71,7 +76,7 @@ do_install() {
     attest_setting registrar_url "${ATTEST_REGISTRAR_URL}"
     attest_certificate ca verifier-ca.crt ATTEST_VERIFIER_CA "${ATTEST_VERIFIER_CA}"
     if [ -n "${ATTEST_CA}" ]; then
-        install -m 0644 "${ATTEST_CA}" ${D}${sysconfdir}/attest/image-ca.crt
+        attest_file image-ca.crt ATTEST_CA "${ATTEST_CA}"
         attest_setting manifest_ca ${sysconfdir}/attest/image-ca.crt
         attest_setting manifest "${ATTEST_MANIFEST}"
     fi

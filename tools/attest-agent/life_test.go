@@ -210,6 +210,28 @@ func TestStateFolderTraps(t *testing.T) {
 	}
 }
 
+// TestStateFolderOfOthers: a setting that names a folder of the system's locks nobody out.
+func TestStateFolderOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"lib", "lib/other"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f, err := openFolder(filepath.Join(dir, "lib")); err == nil {
+		f.close()
+		t.Error("it was taken")
+	}
+	if info, err := os.Stat(filepath.Join(dir, "lib")); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	f, err := openFolder(filepath.Join(dir, "lib", "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.close()
+}
+
 // TestKeyStays: there is no moment without a key that the registrar may know.
 func TestKeyStays(t *testing.T) {
 	f, err := openFolder(filepath.Join(t.TempDir(), "state"))
@@ -269,32 +291,16 @@ func TestTPMLost(t *testing.T) {
 	defer l.Close()
 	commands := []int{0, 1, 2, 3, 1000} // that each connection lives for
 	go func() {
+		defer l.Close()
 		for _, n := range commands {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			behind, err := net.Dial("unix", socket)
-			if err != nil {
-				return
-			}
-			for b := make([]byte, 4096); n > 0; n-- {
-				k, err := c.Read(b)
-				if err == nil {
-					_, err = behind.Write(b[:k])
-				}
-				if err == nil {
-					k, err = behind.Read(b)
-				}
-				if err == nil {
-					_, err = c.Write(b[:k])
-				}
-				if err != nil {
-					break
-				}
+			if n > 0 {
+				relay(t, c, socket, n)
 			}
 			c.Close()
-			behind.Close()
 		}
 	}()
 	f, err := openFolder(filepath.Join(dir, "state"))
@@ -362,5 +368,33 @@ func TestDoctor(t *testing.T) {
 	after := result(exitFindings)
 	if after["verifier"].Result != resultFail || after["registrar"].Result != resultFail {
 		t.Errorf("without a server: %+v", after)
+	}
+}
+
+// relay carries so many commands to a TPM, and their answers back.
+func relay(t *testing.T, c net.Conn, socket string, commands int) {
+	var behind net.Conn
+	var err error
+	for range 100 { // swtpm has one connection at a time, and room for another to wait
+		if behind, err = net.Dial("unix", socket); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer behind.Close()
+	for b := make([]byte, 4096); commands > 0; commands-- {
+		for _, way := range [][2]net.Conn{{c, behind}, {behind, c}} {
+			n, err := way[0].Read(b)
+			if err == nil {
+				_, err = way[1].Write(b[:n])
+			}
+			if err != nil {
+				return
+			}
+		}
 	}
 }

@@ -1,3 +1,5 @@
+//go:build !nopull
+
 package main
 
 import (

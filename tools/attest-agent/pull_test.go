@@ -13,6 +13,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -439,7 +440,7 @@ func TestTranscript(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := t.TempDir()
-	if err := os.WriteFile(filepath.Join(state, shareFile), []byte(tr.Transport), 0o600); err != nil {
+	if err := errors.Join(os.Chmod(state, 0o700), os.WriteFile(filepath.Join(state, shareFile), []byte(tr.Transport), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	_, _, c, flags := newPolled(t, "--id", tr.ID, "--state-dir", state)

@@ -71,6 +71,9 @@ func openFolder(path string) (*folder, error) {
 		return nil, fmt.Errorf("open state folder: %s is no folder", path)
 	}
 	if info.Mode().Perm() != 0o700 {
+		if names, err := os.ReadDir(path); err != nil || len(names) > 0 {
+			return nil, fmt.Errorf("open state folder: %s has mode %04o and files: name another one, or chmod 0700 it if it is the agent's alone", path, info.Mode().Perm())
+		}
 		if err := os.Chmod(path, 0o700); err != nil {
 			return nil, fmt.Errorf("protect state folder: %w", err)
 		}

@@ -257,6 +257,9 @@ func (v *verification) end(err error) error {
 		_, printed := fmt.Fprintln(v.in.stdout, "}")
 		return errors.Join(err, printed)
 	}
+	if err != nil && r.Files == 0 {
+		return err // nothing was looked at, and nothing is to look as if it had been
+	}
 	_, printed := fmt.Fprintf(v.in.stdout, "verified %d of %d files (hashed only %d, unlabelled %d), %d findings\n",
 		r.Signed+r.Hashed, r.Files, r.Hashed, r.Unsigned, r.Findings)
 	return errors.Join(err, printed)

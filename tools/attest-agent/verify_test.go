@@ -181,4 +181,9 @@ func TestManifestOfSomebodyElse(t *testing.T) {
 	if code, _ := s.verify("--manifest", s.manifest); code != exitNotAuthentic {
 		t.Errorf("exit code %d, want %d", code, exitNotAuthentic)
 	}
+	var out, talk strings.Builder
+	args := []string{"--root", s.root, "--cert", s.cert, "--config", s.config(), "--manifest", s.manifest}
+	if err := runVerify(context.Background(), &invocation{args, &out, &talk}); err == nil || out.String() != "" {
+		t.Errorf("%v, and of files that nobody looked at: %s", err, &out)
+	}
 }

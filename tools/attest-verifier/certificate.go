@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -82,7 +83,7 @@ func newCertificateInit() *cobra.Command {
 			if err := ca.leaf(files, "server", serverTemplate(hosts, now, days)); err != nil {
 				return err
 			}
-			return writeFiles(c, files)
+			return writeFiles(c, files, out)
 		},
 	}
 	c.Flags().StringArrayVar(&hosts, "host", nil, "name or address of the server; several times for several")
@@ -120,7 +121,7 @@ polled know the verifier, and it opens nothing else.`,
 			if err := ca.leaf(files, args[0], template); err != nil {
 				return err
 			}
-			return writeFiles(c, files)
+			return writeFiles(c, files, out)
 		},
 	}
 	c.Flags().StringVar(&role, "role", string(server.Operator), "operator, admin or pull")
@@ -185,7 +186,12 @@ func (a *tlsAuthority) issue(files *keys.Files, name string, key crypto.Signer, 
 	return x509.ParseCertificate(der)
 }
 
-func writeFiles(c *cobra.Command, files *keys.Files) error {
+// writeFiles writes to dir, in which others may look: a server that is no root reads the
+// certificates there, and each key is closed.
+func writeFiles(c *cobra.Command, files *keys.Files, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	if err := files.Write(); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("%w: keys are never overwritten", err)

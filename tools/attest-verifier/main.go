@@ -91,7 +91,7 @@ var hints = []struct {
 	{store.ErrExists, "take another name, or forget the old one: attest-verifier token revoke NAME"},
 	{errNoManufacturers, `name their folders in [attestation] ek_ca, or enrol on trust with ek_check = "tofu"`},
 	{syscall.EADDRINUSE, "another program listens there, maybe attest-verifier itself; take another address: [registrar], [verifier] or [operations] listen"},
-	{fs.ErrPermission, "run as a user that may do that; attest-verifier.service, which is no root, gets the keys of root by LoadCredential="},
+	{fs.ErrPermission, "run as a user that may do that; attest-verifier.service, which is no root, gets files of root by LoadCredential="},
 	{errNothing, "set enabled = true in [registrar] or [verifier]"},
 }
 

@@ -162,7 +162,7 @@ devices get a file with both certificates.`,
 			if _, err := (&tlsAuthority{key: key, cert: template}).issue(files, "notices", key, template); err != nil {
 				return err
 			}
-			return writeFiles(c, files)
+			return writeFiles(c, files, out)
 		},
 	}
 	c.Flags().StringVar(&out, "out", ".", "write to `DIR`")

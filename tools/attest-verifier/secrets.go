@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -34,7 +36,11 @@ func readSecretKeys(path string) (*server.SecretKeys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("secrets.key: %w", err)
 	}
-	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+	others := fs.FileMode(0o077)
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && filepath.Dir(path) == filepath.Clean(dir) {
+		others = 0o037 // systemd lets the service read it by an ACL: its mask is what the group seems to have
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&others != 0 {
 		return nil, fmt.Errorf("secrets.key: %s: others may read or change this key (mode %04o), or it is no file: chmod 600 it", path, info.Mode().Perm())
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretKeys))

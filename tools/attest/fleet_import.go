@@ -106,6 +106,8 @@ type importer struct {
 	have   *keylimedb.Snapshot
 	report importReport
 	usable map[string]bool // "runtime NAME", "mb NAME": what the verifier has now
+
+	notPolled string // why the verifier cannot poll the device that came last
 }
 
 func (f *importFlags) run(c *cobra.Command, o *fleetFlags) error {
@@ -227,7 +229,7 @@ func (i *importer) runtime(ctx context.Context, p keylimedb.Policy) (there bool,
 	if err := nameFault(p.Name); err != nil {
 		return false, err
 	}
-	if p.TPM != "" && p.TPM != "{}" {
+	if pinsPCRs(p.TPM) {
 		i.note("runtime policy %s: Keylime enforces no tpm_policy beside it, and it was not taken", showText(p.Name))
 	}
 	var have fleetPolicies
@@ -252,6 +254,16 @@ func (i *importer) runtime(ctx context.Context, p keylimedb.Policy) (there bool,
 		}
 	}
 	return false, nil
+}
+
+// pinsPCRs says whether a tpm_policy holds more than the mask that Keylime computes.
+func pinsPCRs(text string) bool {
+	var members map[string]json.RawMessage
+	if json.Unmarshal([]byte(text), &members) != nil {
+		return text != ""
+	}
+	delete(members, "mask")
+	return len(members) > 0
 }
 
 // keylime is the same verifier at its API of Keylime's shape.
@@ -309,9 +321,11 @@ func (i *importer) device(ctx context.Context, a *keylimedb.Agent) (there bool, 
 		body["port"] = a.Port
 	}
 	var answer struct {
-		Added bool `json:"added"`
+		Added     bool   `json:"added"`
+		NotPolled string `json:"not_polled"`
 	}
 	err = i.client.send(ctx, http.MethodPost, apiPath("devices", a.ID, "import"), body, &answer)
+	i.notPolled = answer.NotPolled
 	return !answer.Added, err
 }
 
@@ -332,6 +346,9 @@ func (i *importer) assign(ctx context.Context, a *keylimedb.Agent) (there bool, 
 	}
 	if runtime == "" {
 		i.note("device %s: it has no runtime policy, and is watched and never trusted", showText(a.ID))
+	}
+	if i.dryRun && i.notPolled != "" {
+		return false, &ownFault{i.notPolled}
 	}
 	if i.dryRun {
 		return false, nil

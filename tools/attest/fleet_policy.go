@@ -179,7 +179,11 @@ func (p *policyPutFlags) run(c *cobra.Command, o *fleetFlags, name string) error
 	}
 	ref, err := compile(trusted, release.Named{Name: name, Policy: r})
 	if err != nil {
-		return err
+		files := p.manifests
+		if p.runtime != "" {
+			files = append(files, p.runtime)
+		}
+		return fmt.Errorf("%s: %w", strings.Join(files, ", "), err)
 	}
 	out := &putResult{Schema: "attest.fleet.policy/v1", Name: name, Warnings: append([]string{}, ref.Warnings()...)}
 	for _, w := range out.Warnings {

@@ -37,7 +37,8 @@ type imported struct {
 		There int `json:"there_already"`
 		Left  int `json:"not_imported"`
 	}
-	Left []struct{ What, Name, Why string } `json:"not_imported"`
+	Left  []struct{ What, Name, Why string } `json:"not_imported"`
+	Notes []string                           `json:"notes"`
 }
 
 // imports runs attest fleet import and reads its report.
@@ -80,7 +81,7 @@ func TestImport(t *testing.T) {
 		t.Errorf("dry run: %+v", r)
 	}
 	o.says([]string{`"uuids": []`}, "-c", "reglist") // nothing was changed
-	if r := o.imports(program, 0, dbs...); r.Devices.Added != 2 || r.Policies.Added != 1 || r.Assigned.Added != 1 {
+	if r := o.imports(program, 0, dbs...); r.Devices.Added != 2 || r.Policies.Added != 1 || r.Assigned.Added != 1 || len(r.Notes) != 0 {
 		t.Errorf("import: %+v", r)
 	}
 	if r := o.imports(program, 0, dbs...); r.Devices.There != 2 || r.Policies.There != 1 || r.Assigned.There != 1 || r.Devices.Added+r.Policies.Added+r.Assigned.Added != 0 {

@@ -105,6 +105,16 @@ func TestAgent(t *testing.T) {
 			t.Errorf("exit code %d, want 4 and both files:\n%s", code, out)
 		}
 		t.Run("more", func(t *testing.T) { checkMore(t, b) })
+		t.Run("private key", func(t *testing.T) {
+			both := filepath.Join(t.TempDir(), "both.pem")
+			command(t, "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=both", "-keyout", both, "-out", both+".crt")
+			command(t, "sh", "-c", "cat \"$0.crt\" >>\"$0\"", both)
+			b.configure(t, agentLines(b.repo)+set("ATTEST_NOTICE_CA", both))
+			r := b.shell(t, "bitbake", "-c", "install", "attest-agent-conf")
+			if errs := r.errors(); r.code == 0 || len(errs) != 1 || !strings.Contains(errs[0], "ATTEST_NOTICE_CA: "+both+" has a private key, too") {
+				t.Errorf("exit code %d, errors %q", r.code, errs)
+			}
+		})
 	})
 }
 

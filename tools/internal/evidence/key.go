@@ -22,6 +22,7 @@ const maxPublic = 1024
 // Attributes of TPMA_OBJECT (TPM 2.0 part 2, 8.3).
 const (
 	attrFixedTPM            = 1 << 1
+	attrSTClear             = 1 << 2
 	attrFixedParent         = 1 << 4
 	attrSensitiveDataOrigin = 1 << 5
 	attrUserWithAuth        = 1 << 6

@@ -15,8 +15,8 @@ import (
 )
 
 // A key that secrets are encrypted to has exactly these attributes: born in this TPM and
-// bound to it, and good for nothing but TPM2_ECDH_ZGen.
-const secretAttributes = attrFixedTPM | attrFixedParent | attrSensitiveDataOrigin | attrUserWithAuth | attrNoDA | attrDecrypt
+// bound to it and to this boot, and good for nothing but TPM2_ECDH_ZGen.
+const secretAttributes = attrFixedTPM | attrSTClear | attrFixedParent | attrSensitiveDataOrigin | attrUserWithAuth | attrNoDA | attrDecrypt
 
 // maxSecret is the size in bytes of a secret that is not encrypted; MaxSealed of one that is:
 // the sender's point and a tag come to it.

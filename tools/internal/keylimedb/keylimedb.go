@@ -91,6 +91,8 @@ func (s *Snapshot) agent(id string) (*Agent, error) {
 
 func (s *Snapshot) policy(list *[]Policy, sort string, p Policy) error {
 	switch {
+	case p.Text == "" && sort == "mb": // Keylime makes one for each agent that has none
+		return nil
 	case p.Text == "" || p.Text == "{}" || p.Text == "null":
 		s.note("%s policy %.80q: it is empty", sort, p.Name)
 		return nil

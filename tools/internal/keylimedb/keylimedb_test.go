@@ -73,6 +73,9 @@ func wanted(t *testing.T, s *Snapshot) {
 			t.Errorf("no note of %q in %q", note, s.Notes)
 		}
 	}
+	if strings.Contains(strings.Join(s.Notes, "\n"), `mb policy "a"`) {
+		t.Errorf("a note of what Keylime makes for each agent: %q", s.Notes)
+	}
 	if strings.Contains(fmt.Sprintf("%+v", s), "secret") || strings.Contains(fmt.Sprintf("%+v", s), "PRIVATE") {
 		t.Error("a secret was read")
 	}

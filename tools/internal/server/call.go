@@ -177,7 +177,7 @@ func answerTo(err error) *failure {
 func (e *endpoint) refuse(c *call, rec *recorder, err error) {
 	f := answerTo(err)
 	level := e.s.Log.Info
-	if f.status >= http.StatusInternalServerError {
+	if f.status >= http.StatusInternalServerError && f.code != "canceled" { // the client went away
 		level = e.s.Log.Error
 	}
 	level("request refused", "method", e.method, "path", e.path, "status", f.status, "code", f.code, "peer", c.peer,

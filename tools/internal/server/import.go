@@ -1,12 +1,13 @@
 package server
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 
 	"github.com/meta-attest/meta-attest/tools/internal/evidence"
 	"github.com/meta-attest/meta-attest/tools/internal/store"
@@ -43,32 +44,29 @@ func (s *Server) importDevice(c *call) error {
 	if err != nil {
 		return err
 	}
-	d, err := s.Store.Device(c.Context(), id, c.now)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	labels := map[string]string{}
+	maps.Copy(labels, m.Labels)
+	labels["imported"] = "yes"
+	added, err := s.Store.Import(c.Context(), store.Imported{Identity: *i, Device: id, Source: m.Source, Group: m.Group, Labels: labels,
+		Due: c.now.Add(s.due()), DryRun: m.DryRun}, c.who.name, c.now)
+	if err != nil {
 		return err
 	}
-	there := err == nil && d.State == store.Active
-	if there && !(bytes.Equal(d.EK.SPKI, i.EK.SPKI) && bytes.Equal(d.AK.SPKI, i.AK.SPKI)) {
-		return store.ErrIdentity
+	if added && !m.DryRun {
+		s.alarm(c, id)
 	}
-	if !m.DryRun {
-		labels := map[string]string{}
-		maps.Copy(labels, m.Labels)
-		labels["imported"] = "yes"
-		added, err := s.Store.Import(c.Context(), store.Imported{Identity: *i, Device: id, Source: m.Source, Group: m.Group, Labels: labels,
-			Due: c.now.Add(s.due())}, c.who.name, c.now)
-		if err != nil {
-			return err
-		}
-		if there = !added; added {
-			s.alarm(c, id)
+	answer := map[string]any{"id": id, "added": added, "dry_run": m.DryRun}
+	if len(i.TLSCert) > 0 && m.IP != nil && m.Port != nil {
+		var f *failure
+		if _, err := s.pullSettings(net.JoinHostPort(*m.IP, strconv.Itoa(*m.Port)), nil); errors.As(err, &f) {
+			answer["not_polled"] = f.text
 		}
 	}
 	status := http.StatusCreated
-	if there {
+	if !added {
 		status = http.StatusOK
 	}
-	return c.json(status, map[string]any{"id": id, "added": !there, "dry_run": m.DryRun})
+	return c.json(status, answer)
 }
 
 // imported reads the keys as [Server.register] does.

@@ -141,7 +141,7 @@ func (s *Server) notRuled(c *call, name string) error {
 			return err
 		}
 		if len(d.Manifests) > 0 || d.Rules != "" || len(d.MB) > 0 || len(d.Runtime) == 0 {
-			return fail(http.StatusForbidden, "policy", "policy %s has manifests or rules: only operators change it, with attest fleet policy", name)
+			return fail(http.StatusForbidden, "policy", "policy %s has manifests or rules: only operators change it, with attest fleet policy, and what devices it judges, with attest fleet change", name)
 		}
 	}
 	return nil

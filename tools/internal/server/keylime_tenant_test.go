@@ -361,8 +361,15 @@ func TestImportDevice(t *testing.T) {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}
 	}
-	if a := w.send("POST", w.verifier+"/api/v1/devices/second/import", w.admin, body(m, m, false)); a.status != http.StatusForbidden {
-		t.Errorf("the same TPM as another device: %d %s", a.status, a.body)
+	listens := body(m, m, true)
+	listens["ip"], listens["port"], listens["mtls_cert"] = "192.0.2.9", 9002, string(e.RootCA)
+	if a := w.send("POST", w.verifier+"/api/v1"+path, w.admin, listens); !strings.Contains(string(a.body), "not_polled\":\"this verifier polls no agents") {
+		t.Errorf("a dry run of a device that waits to be polled: %d %s", a.status, a.body)
+	}
+	for _, dry := range []bool{false, true} {
+		if a := w.send("POST", w.verifier+"/api/v1/devices/second/import", w.admin, body(m, m, dry)); a.status != http.StatusForbidden {
+			t.Errorf("the same TPM as another device, dry run %t: %d %s", dry, a.status, a.body)
+		}
 	}
 	for name, b := range map[string]map[string]any{"an AK that is an EK": {"ek_tpm": b64(m.ek.Public), "aik_tpm": b64(m.ek.Public)}, "nothing": {}, "no base64": {"ek_tpm": "!", "aik_tpm": "!"},
 		"no port": {"ek_tpm": b64(other.ek.Public), "aik_tpm": b64(other.ak.Public()), "port": 70000}} {

@@ -16,6 +16,7 @@ type Imported struct {
 	Labels   map[string]string
 	Policies []string
 	Due      time.Time // of its first attestation; zero for never
+	DryRun   bool      // write nothing, and say what would be
 }
 
 // Import enrols a device on an operator's word instead of an answered challenge. It gets an
@@ -46,8 +47,8 @@ func (t *tx) importDevice(d Imported, labels, actor string, now time.Time) (adde
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return false, err
 	}
-	if state == string(Active) {
-		return false, nil
+	if state == string(Active) || d.DryRun {
+		return state != string(Active), nil
 	}
 	if _, err := t.exec(`INSERT INTO device
 		(id, ek, ek_public, ek_certs, ak, ak_public, tls_cert, ip, port, state, attest, regcount, grp, labels, created, activated)
