@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/meta-attest/meta-attest/tools/boottest/vm"
@@ -72,6 +73,9 @@ func TestBoot(t *testing.T) {
 	})
 }
 
+// ownKernels says of each release that was asked for whether the shared state has its kernel.
+var ownKernels sync.Map
+
 // kernel says which kernel is booted: that of bitbake where the shared state has it, or where
 // $ATTEST_OE_KERNEL says to compile it, else that of scripts/kernel, whose path is returned.
 func (b *build) kernel(t *testing.T) (path string, own bool) {
@@ -79,9 +83,14 @@ func (b *build) kernel(t *testing.T) (path string, own bool) {
 	if os.Getenv("ATTEST_OE_KERNEL") != "" {
 		return "", true
 	}
-	b.configure(t, threeLines(filepath.Join(b.repo, "keys-debug"))+kernelLines)
-	// A shared state that has parts of it only would mean compiling the rest.
-	if !b.bitbake(t, "-n", "linux-lab", "lab-module").has("linux-lab.bb:do_compile)") {
+	was, known := ownKernels.Load(b.release)
+	if !known {
+		b.configure(t, threeLines(filepath.Join(b.repo, "keys-debug"))+kernelLines)
+		// A shared state that has parts of it only would mean compiling the rest.
+		was = !b.bitbake(t, "-n", "linux-lab", "lab-module").has("linux-lab.bb:do_compile)")
+		ownKernels.Store(b.release, was)
+	}
+	if was.(bool) {
 		return "", true
 	}
 	out, err := exec.Command(filepath.Join(b.repo, "scripts/kernel"), "--cached").Output()
