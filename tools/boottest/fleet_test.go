@@ -64,6 +64,7 @@ listen = "%s"
 listen = "%s"
 [attestation]
 interval = "3s"
+grace = 100 # a device is off for as long as the next one boots
 ek_ca = ["%s"]
 policies = ["image"]
 [policy]
