@@ -296,11 +296,7 @@ func readInto(s *settings, all []*field, file string) error {
 		}
 	}
 	if set["database"] && s.shownDatabase() != s.Database {
-		info, err := os.Stat(file)
-		if err == nil && info.Mode().Perm()&0o007 != 0 {
-			err = fmt.Errorf("%s: everybody may read or change the password of the database (mode %04o): chmod 600 it", file, info.Mode().Perm())
-		}
-		return err
+		return checkPrivate(file, "the password of the database")
 	}
 	return nil
 }

@@ -128,14 +128,22 @@ func webhookOf(w webhookSettings) (server.Webhook, error) {
 	return hook, nil
 }
 
-// readSecret reads a file that is nobody else's.
-func readSecret(path string) (string, error) {
+// checkPrivate refuses a file whose content, called what, is not its owner's and group's alone.
+func checkPrivate(path, what string) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if info.Mode().Perm()&0o007 != 0 {
-		return "", fmt.Errorf("%s: everybody may read or change this secret (mode %04o): chmod 600 it", path, info.Mode().Perm())
+		return fmt.Errorf("%s: everybody may read or change %s (mode %04o): chmod 600 it", path, what, info.Mode().Perm())
+	}
+	return nil
+}
+
+// readSecret reads a file that is nobody else's.
+func readSecret(path string) (string, error) {
+	if err := checkPrivate(path, "this secret"); err != nil {
+		return "", err
 	}
 	b, err := os.ReadFile(path)
 	return string(b), err

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -260,12 +259,8 @@ func newCertificateFile(cert, key string) (*certificateFile, error) {
 }
 
 func (f *certificateFile) read() (*tls.Certificate, error) {
-	info, err := os.Stat(f.key)
-	if err != nil {
+	if err := checkPrivate(f.key, "this private key"); err != nil {
 		return nil, err
-	}
-	if info.Mode().Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("%s: everybody may read or change this private key (mode %04o): chmod 600 it", f.key, info.Mode().Perm())
 	}
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {
