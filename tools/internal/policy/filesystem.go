@@ -111,19 +111,18 @@ func FindFilesystem(name string) (Filesystem, bool) {
 }
 
 // traits returns what filesystems of this type can hold.
-func (f *Filesystem) traits() (trait, bool) {
+func (f *Filesystem) traits() trait {
 	for _, k := range filesystems {
 		if k.name == f.Name && k.magic == f.Magic {
-			return k.traits, true
+			return k.traits
 		}
 	}
-	return 0, false
+	return 0
 }
 
 // readOnly says whether nothing is ever written to filesystems of this type.
 func (f *Filesystem) readOnly() bool {
-	t, _ := f.traits()
-	return t&isFixed != 0
+	return f.traits()&isFixed != 0
 }
 
 // kinds returns the filesystems that the conditions of r on name and magic number let
@@ -150,8 +149,5 @@ func (r *Rule) knownFS() (name, magic bool) {
 
 // none says that kinds of filesystems, of which there is at least one, all lack a trait.
 func none(kinds []Filesystem, t trait) bool {
-	return len(kinds) > 0 && !slices.ContainsFunc(kinds, func(f Filesystem) bool {
-		has, _ := f.traits()
-		return has&t != 0
-	})
+	return len(kinds) > 0 && !slices.ContainsFunc(kinds, func(f Filesystem) bool { return f.traits()&t != 0 })
 }
