@@ -52,14 +52,7 @@ for n in 1 2; do mke2fs -q -t ext4 -E root_owner=0:0 state$n.img 8M; done
 // trusted again when it booted and ran only what the release has. The verifier is killed in
 // between, and another device wants to be the first one.
 func TestAttestation(t *testing.T) {
-	l := openLab(t)
-	need(t, "mke2fs", "openssl", "dpkg", "apt-get", "swtpm_localca")
-	l.wrapped(t)
-	l.build(t, "1", "./tools/attest")
-	for _, program := range []string{"attest-init", "attest-agent", "attest-verifier"} {
-		l.build(t, "0", "./tools/"+program)
-	}
-	l.makeKeys(t)
+	l := openFleetLab(t)
 	l.script(t, nil, `"$REPO/scripts/tpm" tpm1; "$REPO/scripts/tpm" tpm2`)
 	v := l.newVerifier(t, "tpm1", "tpm2")
 	initramfs := l.makeFleet(t, v, "")

@@ -319,6 +319,20 @@ func (g *guest) powerOff() {
 	}
 }
 
+// openFleetLab opens a lab with the programs and keys of a fleet.
+func openFleetLab(t *testing.T) *lab {
+	t.Helper()
+	l := openLab(t)
+	need(t, "mke2fs", "openssl", "dpkg", "apt-get", "swtpm_localca")
+	l.wrapped(t)
+	l.build(t, "1", "./tools/attest")
+	for _, program := range []string{"attest-init", "attest-agent", "attest-verifier"} {
+		l.build(t, "0", "./tools/"+program)
+	}
+	l.makeKeys(t)
+	return l
+}
+
 // only is the id of the one device, when there is one.
 func (v *verifier) only() string {
 	v.t.Helper()

@@ -74,14 +74,7 @@ func (n *node) eventually(want bool, line string) {
 // TestNotices is what follows from a bad verdict: a changed greets.sh on node 1 costs it its
 // SSH keys and its connection to node 2; a clean boot gives the connection back.
 func TestNotices(t *testing.T) {
-	l := openLab(t)
-	need(t, "mke2fs", "openssl", "dpkg", "apt-get", "swtpm_localca")
-	l.wrapped(t)
-	l.build(t, "1", "./tools/attest")
-	for _, program := range []string{"attest-init", "attest-agent", "attest-verifier"} {
-		l.build(t, "0", "./tools/"+program)
-	}
-	l.makeKeys(t)
+	l := openFleetLab(t)
 	l.script(t, nil, `"$REPO/scripts/tpm" tpm1; "$REPO/scripts/tpm" tpm2`)
 	v := l.newVerifier(t, "tpm1", "tpm2")
 	v.kill()

@@ -187,14 +187,7 @@ func (l *lab) networkModules(t *testing.T, modules []cpio.Entry) []cpio.Entry {
 // TestService has systemd start the agent, on the kernel of a distribution, which has all that
 // systemd confines services with.
 func TestService(t *testing.T) {
-	l := openLab(t)
-	need(t, "mke2fs", "openssl", "dpkg", "apt-get", "swtpm_localca")
-	l.wrapped(t)
-	l.build(t, "1", "./tools/attest")
-	for _, program := range []string{"attest-init", "attest-agent", "attest-verifier"} {
-		l.build(t, "0", "./tools/"+program)
-	}
-	l.makeKeys(t)
+	l := openFleetLab(t)
 	kernel, modules := l.debianKernel(t)
 	l.script(t, nil, `"$REPO/scripts/tpm" tpm1; attest policy show measure-only > measure-only.ima`)
 	v := l.newVerifier(t, "tpm1")
